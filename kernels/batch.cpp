@@ -20,8 +20,8 @@ void attention_intervals(const std::vector<std::int32_t>& document, const std::v
     out->lo.resize(document.size());
     out->hi.resize(document.size());
   }
-  std::int32_t start = 0;              // first token of the current document
-  std::int32_t begin = 0, end = 0;     // current image block [begin, end); empty outside images
+  std::int32_t start = 0;           // first token of the current document
+  std::int32_t begin = 0, end = 0;  // current image block [begin, end); empty outside images
   for (std::int32_t q = 0; q < tokens; ++q) {
     if (q > 0 && document[q] != document[q - 1]) start = q;
     if (!vision[q]) {
@@ -49,7 +49,8 @@ void attention_intervals(const std::vector<std::int32_t>& document, const std::v
 
 namespace {
 
-void check_features(const Features& features, const Batch& batch, const char* kind, const std::string& where) {
+void check_features(const Features& features, const Batch& batch, const char* kind,
+                    const std::string& where) {
   const auto bytes = static_cast<std::size_t>(features.count * features.width) * size_of(features.dtype);
   require(features.values.size() == bytes, "{}: {} hold {} bytes, expected {} ({} x {} {})", where, kind,
           features.values.size(), bytes, features.count, features.width, name_of(features.dtype));
@@ -63,19 +64,22 @@ void check_features(const Features& features, const Batch& batch, const char* ki
   }
 }
 
-void check_intervals(const Intervals& intervals, std::size_t tokens, const char* kind, const std::string& where) {
+void check_intervals(const Intervals& intervals, std::size_t tokens, const char* kind,
+                     const std::string& where) {
   require(intervals.lo.size() == tokens && intervals.hi.size() == tokens,
           "{}: {} attention intervals have {} and {} entries, expected {}", where, kind, intervals.lo.size(),
           intervals.hi.size(), tokens);
   for (std::size_t q = 0; q < tokens; ++q) {
     const std::int32_t lo = intervals.lo[q], hi = intervals.hi[q];
     const auto self = static_cast<std::int32_t>(q);
-    require(lo >= 0 && lo <= self && hi > self && hi <= static_cast<std::int32_t>(tokens),
-            "{}: {} attention interval of token {} is [{}, {}), expected it to hold the token and lie in [0, {})", where,
-            kind, q, lo, hi, tokens);
-    require(q == 0 || (lo >= intervals.lo[q - 1] && hi >= intervals.hi[q - 1]),
-            "{}: {} attention interval of token {} is [{}, {}), before it [{}, {}): both ends must not decrease", where,
-            kind, q, lo, hi, q ? intervals.lo[q - 1] : 0, q ? intervals.hi[q - 1] : 0);
+    require(
+        lo >= 0 && lo <= self && hi > self && hi <= static_cast<std::int32_t>(tokens),
+        "{}: {} attention interval of token {} is [{}, {}), expected it to hold the token and lie in [0, {})",
+        where, kind, q, lo, hi, tokens);
+    require(
+        q == 0 || (lo >= intervals.lo[q - 1] && hi >= intervals.hi[q - 1]),
+        "{}: {} attention interval of token {} is [{}, {}), before it [{}, {}): both ends must not decrease",
+        where, kind, q, lo, hi, q ? intervals.lo[q - 1] : 0, q ? intervals.hi[q - 1] : 0);
   }
 }
 
@@ -88,10 +92,11 @@ void check_batch(const Batch& batch, std::int32_t vocabulary, const std::vector<
           "{}: {} ids, {} targets, {} positions: expected equal counts", where, tokens, batch.targets.size(),
           batch.positions.size());
   for (std::size_t t = 0; t < tokens; ++t) {
-    require(batch.ids[t] >= 0 && batch.ids[t] < vocabulary, "{}: token {} has id {}, expected 0 to {}", where, t,
-            batch.ids[t], vocabulary - 1);
+    require(batch.ids[t] >= 0 && batch.ids[t] < vocabulary, "{}: token {} has id {}, expected 0 to {}", where,
+            t, batch.ids[t], vocabulary - 1);
     require(batch.targets[t] >= -1 && batch.targets[t] < vocabulary,
-            "{}: token {} has target {}, expected -1 (not trained) to {}", where, t, batch.targets[t], vocabulary - 1);
+            "{}: token {} has target {}, expected -1 (not trained) to {}", where, t, batch.targets[t],
+            vocabulary - 1);
     require(batch.positions[t] >= 0, "{}: token {} has position {}, expected at least 0", where, t,
             batch.positions[t]);
   }
@@ -99,8 +104,8 @@ void check_batch(const Batch& batch, std::int32_t vocabulary, const std::vector<
   check_intervals(batch.sliding, tokens, "sliding", where);
   check_features(batch.patches, batch, "image patches", where);
   check_features(batch.frames, batch, "audio frames", where);
-  require(batch.patch_xy.size() == 2 * batch.patches.token.size(), "{}: {} image patches but {} grid coordinates",
-          where, batch.patches.count, batch.patch_xy.size());
+  require(batch.patch_xy.size() == 2 * batch.patches.token.size(),
+          "{}: {} image patches but {} grid coordinates", where, batch.patches.count, batch.patch_xy.size());
 
   std::vector<std::uint8_t> filled(tokens, 0);
   for (const Features* features : {&batch.patches, &batch.frames}) {
@@ -111,8 +116,9 @@ void check_batch(const Batch& batch, std::int32_t vocabulary, const std::vector<
   }
   for (std::size_t t = 0; t < tokens; ++t) {
     const bool soft = std::find(soft_ids.begin(), soft_ids.end(), batch.ids[t]) != soft_ids.end();
-    require(soft == (filled[t] != 0), "{}: token {} has id {}, {}: placeholders and features do not match", where, t,
-            batch.ids[t], soft ? "a placeholder without a feature" : "an ordinary token that a feature would replace");
+    require(soft == (filled[t] != 0), "{}: token {} has id {}, {}: placeholders and features do not match",
+            where, t, batch.ids[t],
+            soft ? "a placeholder without a feature" : "an ordinary token that a feature would replace");
   }
 }
 

@@ -1,5 +1,6 @@
-// A micro-batch on the host, as plain arrays: what data/ hands over and model/ consumes. Rows of the batch are laid
-// end to end; the attention intervals keep rows and documents apart, so nothing downstream knows about either.
+// A micro-batch on the host, as plain arrays: what data/ hands over and model/ consumes. Rows of the batch
+// are laid end to end; the attention intervals keep rows and documents apart, so nothing downstream knows
+// about either.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -34,27 +35,27 @@ struct Batch {
   std::vector<std::int32_t> patch_xy;   ///< [patches.count, 2] grid column, grid row
   Features frames;                      ///< audio soft tokens
   std::vector<std::int64_t> samples;    ///< global ids of the documents inside, in order of appearance
-  std::int64_t rows = 0;                ///< packed rows laid end to end; may be 0: a rank without work still takes part
+  std::int64_t rows = 0;  ///< packed rows laid end to end; may be 0: a rank without work still takes part
 
   std::int64_t tokens() const { return static_cast<std::int64_t>(ids.size()); }
-  std::int64_t target_tokens() const;   ///< positions with a target
+  std::int64_t target_tokens() const;  ///< positions with a target
 };
 
-/// Which attention rule images follow (specification 3.7): `sliding` is rule B, what the released model was made for;
-/// `all` is rule A, what transformers' own forward does.
+/// Which attention rule images follow (specification 3.7): `sliding` is rule B, what the released model was
+/// made for; `all` is rule A, what transformers' own forward does.
 enum class ImageAttention : std::uint8_t { sliding, all };
 
 /// The visible-key intervals of both layer kinds from the layout of the tokens.
 /// document[t]: any value that changes exactly where a new document (or row) starts.
-/// vision[t]: 1 at image and video soft tokens; a maximal run of them is one bidirectional block. A run that crosses
-/// the start of a document counts as two blocks.
-/// window: keys visible in sliding layers, the query included.
+/// vision[t]: 1 at image and video soft tokens; a maximal run of them is one bidirectional block. A run that
+/// crosses the start of a document counts as two blocks. window: keys visible in sliding layers, the query
+/// included.
 void attention_intervals(const std::vector<std::int32_t>& document, const std::vector<std::uint8_t>& vision,
                          std::int32_t window, ImageAttention rule, Intervals& full, Intervals& sliding);
 
 /// Throws Error naming the first thing that is not consistent: lengths, ids outside [0, vocabulary), targets,
-/// intervals that decrease or miss their own token, soft-token positions out of order, or placeholder ids without
-/// features (`where` starts the message). `soft_ids` are the ids that must be replaced by a feature.
+/// intervals that decrease or miss their own token, soft-token positions out of order, or placeholder ids
+/// without features (`where` starts the message). `soft_ids` are the ids that must be replaced by a feature.
 void check_batch(const Batch& batch, std::int32_t vocabulary, const std::vector<std::int32_t>& soft_ids,
                  const std::string& where);
 

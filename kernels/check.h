@@ -17,7 +17,8 @@ template <class... Args>
 /// Throws Error (bad input) with the formatted message unless `ok`.
 template <class... Args>
 void require(bool ok, fmt::format_string<Args...> format, Args&&... args) {
-  if (!ok) [[unlikely]] throw Error(fmt::format(format, std::forward<Args>(args)...));
+  if (!ok) [[unlikely]]
+    throw Error(fmt::format(format, std::forward<Args>(args)...));
 }
 
 }  // namespace lapidary

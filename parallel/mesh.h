@@ -1,0 +1,41 @@
+// The ranks' arrangement: world = replicate x shard, shard = (vocabulary replicas) x vocabulary. Rank r has
+// the place (r / shard, r % shard); the vocabulary groups are consecutive ranks inside a shard group,
+// normally one node's.
+#pragma once
+#include <memory>
+
+#include "parallel/communicator.h"
+
+namespace lapidary {
+
+struct MeshShape {
+  int world = 1;
+  int shard = 1;       ///< divides world
+  int vocabulary = 1;  ///< divides shard
+  int rank = 0;
+  int replicate() const { return world / shard; }
+};
+
+/// Fills in 0s (shard: all ranks; vocabulary: the largest divisor of shard that is at most ranks_per_node)
+/// and checks the divisions; throws Error naming the configuration keys parallel.shard and
+/// parallel.vocabulary.
+MeshShape resolve_mesh(int world, int rank, int shard, int vocabulary, int ranks_per_node);
+
+/// The communicators of one rank. Gather and reduce are two communicators over the same ranks, so that an
+/// all-gather and a reduce-scatter never wait for each other.
+struct Mesh {
+  MeshShape shape;
+  std::unique_ptr<Communicator> gather;    ///< shard group: weights
+  std::unique_ptr<Communicator> reduce;    ///< shard group: gradients
+  std::unique_ptr<Communicator> replicas;  ///< ranks of the other shard groups at this rank's place in theirs
+  std::unique_ptr<Communicator> vocabulary;      ///< ranks that together hold the table once
+  std::unique_ptr<Communicator> table_replicas;  ///< ranks of the world that hold the same table rows
+};
+
+/// With MPI: CPU tensors, or GPU tensors staged through the host where the backend is a GPU. Collective over
+/// MPI's world.
+Mesh make_mpi_mesh(const MeshShape& shape, Backend& backend);
+/// Counts the staging memory that the real mesh would take on `backend`'s target and does nothing else.
+Mesh make_plan_mesh(const MeshShape& shape, Backend& backend);
+
+}  // namespace lapidary
