@@ -1,0 +1,149 @@
+#include "kernels/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "kernels/check.h"
+
+namespace lapidary {
+namespace {
+
+// The kernel transfers at most 2 GiB - 4 KiB a call.
+constexpr std::size_t kLargestTransfer = std::size_t{1} << 30;
+
+bool users_to_mend(int error_number) {
+  switch (error_number) {
+    case ENOENT:
+    case EACCES:
+    case EPERM:
+    case EROFS:
+    case ENOTDIR:
+    case EISDIR:
+    case EEXIST:
+    case ENOTEMPTY:
+    case ENAMETOOLONG:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+void fail_with_errno(std::string_view verb, const std::string& path, int error_number) {
+  throw Error(fmt::format("{} {}: {}", verb, path, std::generic_category().message(error_number)),
+              users_to_mend(error_number) ? ExitCode::bad_input : ExitCode::peer_lost);
+}
+
+File::File(const std::string& path, int flags, const char* verb) : path_(path) {
+  do {
+    descriptor_ = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+  } while (descriptor_ < 0 && errno == EINTR);
+  if (descriptor_ < 0) fail_with_errno(verb, path, errno);
+}
+
+File File::open_to_read(const std::string& path) {
+  return {path, O_RDONLY, "cannot open"};
+}
+File File::open_to_write(const std::string& path) {
+  return {path, O_RDWR, "cannot open for writing"};
+}
+File File::create(const std::string& path) {
+  return {path, O_RDWR | O_CREAT | O_EXCL, "cannot create"};
+}
+
+File::File(File&& other) noexcept
+    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
+
+File& File::operator=(File&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(descriptor_, other.descriptor_);
+  return *this;
+}
+
+File::~File() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+std::int64_t File::size() const {
+  struct stat status {};
+  if (::fstat(descriptor_, &status) != 0) fail_with_errno("cannot examine", path_, errno);
+  return status.st_size;
+}
+
+void File::read_at(void* to, std::size_t bytes, std::int64_t offset) const {
+  auto* at = static_cast<char*>(to);
+  std::size_t done = 0;
+  while (done < bytes) {
+    const std::size_t ask = std::min(bytes - done, kLargestTransfer);
+    const ssize_t got = ::pread(descriptor_, at + done, ask, offset + static_cast<std::int64_t>(done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail_with_errno("cannot read", path_, errno);
+    if (got == 0)
+      fail("{}: the file ends at byte {}, expected {} bytes from byte {}: truncated?", path_, size(), bytes,
+           offset);
+    done += static_cast<std::size_t>(got);
+  }
+}
+
+void File::write_at(const void* from, std::size_t bytes, std::int64_t offset) {
+  const auto* at = static_cast<const char*>(from);
+  std::size_t done = 0;
+  while (done < bytes) {
+    const std::size_t ask = std::min(bytes - done, kLargestTransfer);
+    const ssize_t put = ::pwrite(descriptor_, at + done, ask, offset + static_cast<std::int64_t>(done));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) fail_with_errno("cannot write", path_, errno);
+    done += static_cast<std::size_t>(put);
+  }
+}
+
+void File::sync() {
+  if (::fsync(descriptor_) != 0) fail_with_errno("cannot write back (fsync)", path_, errno);
+}
+
+void File::close() {
+  if (::close(std::exchange(descriptor_, -1)) != 0) fail_with_errno("cannot close", path_, errno);
+}
+
+void sync_directory(const std::string& path) {
+  const int descriptor = ::open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) fail_with_errno("cannot open directory", path, errno);
+  const int error_number = ::fsync(descriptor) == 0 ? 0 : errno;
+  ::close(descriptor);
+  // Some network file systems cannot fsync a directory and say so with EINVAL: nothing more can be done
+  // there.
+  if (error_number != 0 && error_number != EINVAL)
+    fail_with_errno("cannot write back (fsync) directory", path, error_number);
+}
+
+std::string read_text_file(const std::string& path, std::int64_t limit) {
+  const File file = File::open_to_read(path);
+  const std::int64_t size = file.size();
+  require(size <= limit, "{}: {} bytes, expected at most {}", path, size, limit);
+  std::string text(static_cast<std::size_t>(size), '\0');
+  file.read_at(text.data(), text.size(), 0);
+  return text;
+}
+
+void write_new_text_file(const std::string& path, std::string_view text) {
+  File file = File::create(path);
+  file.write_at(text.data(), text.size(), 0);
+  file.sync();
+  file.close();
+}
+
+void publish(const std::string& from, const std::string& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0)
+    fail_with_errno(fmt::format("cannot rename {} to", from), to, errno);
+  sync_directory(std::filesystem::path(to).parent_path());
+}
+
+}  // namespace lapidary
