@@ -165,6 +165,10 @@ struct Attention {
   Tensor lo, hi;  ///< i32 [N]
   Tensor out;     ///< T [N, H, d]
   Tensor lse;     ///< f32 [H, N] log of the sum of exponentials (f64 for f64)
+  /// The same bounds in host memory, valid during the call: the GPU's plan of products skips keys by them
+  /// without asking the device. Optional; without them the result is the same and all N keys are computed.
+  const std::int32_t* host_lo = nullptr;
+  const std::int32_t* host_hi = nullptr;
   Tensor scratch{};
   std::size_t scratch_bytes(Device) const;
   void cpu(Stream&) const;
@@ -174,6 +178,8 @@ struct Attention {
 struct AttentionBackward {
   Tensor d_out, q, k, v, lo, hi, out, lse;  ///< as in Attention
   Tensor d_q, d_k, d_v;                     ///< as q, k, v
+  const std::int32_t* host_lo = nullptr;    ///< as in Attention
+  const std::int32_t* host_hi = nullptr;
   Tensor scratch{};
   std::size_t scratch_bytes(Device) const;
   void cpu(Stream&) const;
@@ -318,6 +324,8 @@ struct LossScores {
   double cap = 0.0;  ///< 0: none
   Tensor scores;     ///< [C, R] of loss_score_dtype(device, T)
   Tensor stats;      ///< f32 [C, kLossStats] (f64 for f64)
+  Tensor scratch{};  ///< GPU: float32 logits of a block of the vocabulary, 16 MiB at most
+  std::size_t scratch_bytes(Device) const;
   void cpu(Stream&) const;
   void cuda(Stream&) const;
 };
