@@ -51,9 +51,9 @@ class ShardWriter {
   /// durable.
   void commit(const nlohmann::json& progress);
 
-  /// Commits what is left and completes the data set: writes index.h5 and manifest.json, the latter with
-  /// `notes` (a JSON object: what was dropped and why, sources, settings) under "notes", and removes the
-  /// progress records. A data set without documents is allowed here and refused by the loader.
+  /// Writes what is left as the last shard and completes the data set: writes index.h5 and manifest.json, the
+  /// latter with `notes` (a JSON object: what was dropped and why, sources, settings) under "notes", and
+  /// removes the progress records. A data set without documents is allowed here and refused by the loader.
   void finish(const nlohmann::json& notes);
 
   std::int64_t documents() const;  ///< in the whole data set so far, earlier builds' shards included

@@ -93,6 +93,10 @@ void File::read_at(void* to, std::size_t bytes, std::int64_t offset) const {
   }
 }
 
+void File::will_read(std::int64_t offset, std::int64_t bytes) const {
+  ::posix_fadvise(descriptor_, offset, bytes, POSIX_FADV_WILLNEED);  // advice: nothing depends on its success
+}
+
 void File::write_at(const void* from, std::size_t bytes, std::int64_t offset) {
   const auto* at = static_cast<const char*>(from);
   std::size_t done = 0;

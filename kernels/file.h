@@ -28,6 +28,8 @@ class File {
   std::int64_t size() const;  ///< bytes now
   /// Exactly `bytes` from `offset`; Error naming the file's size if it ends before.
   void read_at(void* to, std::size_t bytes, std::int64_t offset) const;
+  /// Tells the system that these bytes are read soon, so that slow storage fetches them together.
+  void will_read(std::int64_t offset, std::int64_t bytes) const;
   void write_at(const void* from, std::size_t bytes, std::int64_t offset);
   void sync();   ///< fsync
   void close();  ///< and reports a failure that only shows now
