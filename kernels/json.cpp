@@ -1,5 +1,7 @@
 #include "kernels/json.h"
 
+#include <fmt/ranges.h>
+
 #include <limits>
 #include <set>
 #include <utility>
@@ -63,6 +65,22 @@ std::int64_t as_count(const json& value, const std::string& where) {
   require(number <= static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()),
           "{}: {} is too large", where, number);
   return static_cast<std::int64_t>(number);
+}
+
+std::vector<std::int64_t> as_counts(const json& value, const std::string& where) {
+  require(value.is_array(), "{}: found {}, expected an array", where, value.type_name());
+  std::vector<std::int64_t> counts;
+  counts.reserve(value.size());
+  for (const json& item : value) counts.push_back(as_count(item, where));
+  return counts;
+}
+
+std::int64_t checked_product(const std::vector<std::int64_t>& counts, const std::string& where) {
+  std::int64_t product = 1;
+  for (const std::int64_t count : counts)
+    require(!__builtin_mul_overflow(product, count, &product), "{}: the product of [{}] does not fit 64 bits",
+            where, fmt::join(counts, ", "));
+  return product;
 }
 
 std::int64_t json_count(const json& object, const std::string& key, const std::string& where) {

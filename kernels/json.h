@@ -2,9 +2,11 @@
 // calls for. Duplicate keys are an error (nlohmann keeps the last one), and so is nesting deeper than any of
 // our formats.
 #pragma once
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace lapidary {
 
@@ -23,5 +25,9 @@ std::int64_t json_count(const nlohmann::json& object, const std::string& key, co
 std::string json_string(const nlohmann::json& object, const std::string& key, const std::string& where);
 /// The value itself as a non-negative integer that fits an int64.
 std::int64_t as_count(const nlohmann::json& value, const std::string& where);
+/// An array of such integers.
+std::vector<std::int64_t> as_counts(const nlohmann::json& value, const std::string& where);
+/// The product, 1 of nothing; Error if it does not fit an int64.
+std::int64_t checked_product(const std::vector<std::int64_t>& counts, const std::string& where);
 
 }  // namespace lapidary

@@ -132,5 +132,17 @@ TEST(Json, MembersAreChecked) {
       contains(error_of([&] { json_string(object, "n", "f"); }).what(), "\"n\" is number, expected string"));
 }
 
+TEST(Json, ShapesAreMultipliedWithCare) {
+  EXPECT_EQ(checked_product(as_counts(parse_json("[]", "f"), "f"), "f"), 1);
+  EXPECT_EQ(checked_product(as_counts(parse_json("[3, 0, 5]", "f"), "f"), "f"), 0);
+  EXPECT_EQ(checked_product({std::int64_t{1} << 31, std::int64_t{1} << 31}, "f"), std::int64_t{1} << 62);
+  EXPECT_EQ(std::string(error_of([] {
+                          checked_product({1L << 32, 1L << 31}, "f");
+                        }).what()),
+            "f: the product of [4294967296, 2147483648] does not fit 64 bits");
+  for (const char* bad : {"[1, -2]", "[1.0]", "[\"1\"]", "[[1]]", "3", "[null]"})
+    EXPECT_NE(error_of([&] { as_counts(parse_json(bad, "f"), "f"); }).what(), std::string("no error")) << bad;
+}
+
 }  // namespace
 }  // namespace lapidary
