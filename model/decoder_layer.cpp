@@ -34,9 +34,15 @@ void DecoderLayer::attention_forward(Stream& stream, const AttentionInputs& inpu
                       .eps = config_->rms_eps});
   project_qkv(stream, a);
   split_heads(stream, inputs, a);
-  run(stream,
-      Attention{
-          .q = a.q, .k = a.k, .v = a.v, .lo = inputs.lo, .hi = inputs.hi, .out = a.attended, .lse = a.lse});
+  run(stream, Attention{.q = a.q,
+                        .k = a.k,
+                        .v = a.v,
+                        .lo = inputs.lo,
+                        .hi = inputs.hi,
+                        .out = a.attended,
+                        .lse = a.lse,
+                        .host_lo = inputs.host_lo,
+                        .host_hi = inputs.host_hi});
   run(stream, MatMul{.a = a.attended.reshape({a.attended.rows(), layer_->q_width()}),
                      .b = weight(p_->o),
                      .c = a.projected,
@@ -130,7 +136,9 @@ void DecoderLayer::attention_backward(Stream& stream, const AttentionInputs& inp
                                 .lse = a.lse,
                                 .d_q = d_q,
                                 .d_k = d_k,
-                                .d_v = d_v});
+                                .d_v = d_v,
+                                .host_lo = inputs.host_lo,
+                                .host_hi = inputs.host_hi});
   const Tensor d_qkv = allocate_rows(arena, shape, shape.type, layer_->qkv_width());
   run(stream, QkvNormRopeBackward{.d_q = d_q,
                                   .d_k = d_k,

@@ -9,8 +9,10 @@ namespace lapidary {
 
 /// What all layers of a kind share in a micro-batch.
 struct AttentionInputs {
-  Tensor lo, hi;    ///< i32 [N] visible keys
-  Tensor cos, sin;  ///< [N, rotated pairs]
+  Tensor lo, hi;                          ///< i32 [N] visible keys
+  Tensor cos, sin;                        ///< [N, rotated pairs]
+  const std::int32_t* host_lo = nullptr;  ///< lo and hi in host memory
+  const std::int32_t* host_hi = nullptr;
 };
 
 class DecoderLayer {

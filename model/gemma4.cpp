@@ -53,10 +53,14 @@ void Gemma4::begin_pass(Stream& stream, const Batch& batch, Pass& pass) {
   };
   rotary(full_frequencies_, pass.full);
   rotary(sliding_frequencies_, pass.sliding);
-  pass.full.lo = pass.batch.full_lo;
-  pass.full.hi = pass.batch.full_hi;
-  pass.sliding.lo = pass.batch.sliding_lo;
-  pass.sliding.hi = pass.batch.sliding_hi;
+  const auto intervals = [](const Tensor& lo, const Tensor& hi, const Intervals& host, AttentionInputs& out) {
+    out.lo = lo;
+    out.hi = hi;
+    out.host_lo = host.lo.data();
+    out.host_hi = host.hi.data();
+  };
+  intervals(pass.batch.full_lo, pass.batch.full_hi, batch.full, pass.full);
+  intervals(pass.batch.sliding_lo, pass.batch.sliding_hi, batch.sliding, pass.sliding);
   pass.final_normed = allocate_rows(*arena_, pass.shape, options_.type, config_->width);
   pass.final_rstd =
       allocate_rows(*arena_, pass.shape, pass.shape.accumulation(), 1).reshape({batch.tokens()});

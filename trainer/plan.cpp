@@ -1,0 +1,100 @@
+#include "trainer/plan.h"
+
+#include <algorithm>
+#include <array>
+#include <functional>
+#include <ostream>
+
+#include "kernels/check.h"
+
+namespace lapidary {
+
+std::string format_bytes(std::size_t bytes) {
+  constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 1024 && unit + 1 < kUnits.size()) {
+    value /= 1024;
+    ++unit;
+  }
+  return fmt::format("{:.{}f} {}", value, unit == 0 ? 0 : 2, kUnits[unit]);
+}
+
+MemoryPlan make_plan(const RunSetup& setup, Device device) {
+  Backend& backend = plan_backend(device);
+  MemoryPlan plan;
+  plan.mesh = setup.mesh;
+  plan.sizes = plan_memory(setup.model, setup.table, setup.options, setup.mesh, device);
+  plan.gathered = plan.sizes.transient;
+  plan.activations = plan.sizes.activations;
+  plan.workspace = plan.sizes.workspace;
+
+  Mesh mesh = make_plan_mesh(setup.mesh, backend);
+  Instance instance(setup.model, setup.table, setup.options, mesh, backend, {});
+  for (const ParameterShard* shard : instance.shards()) {
+    plan.weights += shard->weight.bytes();
+    plan.gradients += shard->gradient.bytes();
+  }
+  // What is left of the state arena is the optimizer's, alignment and the few scalars of a step included.
+  plan.optimizer = plan.sizes.state - plan.weights - plan.gradients;
+  plan.loss_chunk = setup.options.model.loss.scratch_bytes;
+  return plan;
+}
+
+void check_fits(const MemoryPlan& plan, std::size_t available, Device device) {
+  require(plan.total() <= available,
+          "the run needs {} of {} memory on each rank and {} are available: weights {}, gradients {}, "
+          "optimizer {}, gathered "
+          "units {}, activations {}, workspace {}. More ranks, a smaller train.rows_per_rank, "
+          "memory.activations: "
+          "recompute_block or a leaner optimizer.state need less; `lapidary plan` shows how much.",
+          format_bytes(plan.total()), name_of(device), format_bytes(available), format_bytes(plan.weights),
+          format_bytes(plan.gradients), format_bytes(plan.optimizer), format_bytes(plan.gathered),
+          format_bytes(plan.activations), format_bytes(plan.workspace));
+}
+
+void print_plan(const RunConfig& config, const std::vector<int>& ranks, int ranks_per_node, Device device,
+                std::size_t memory_limit, std::ostream& out) {
+  std::vector<MemoryPlan> plans;
+  RunSetup setup;
+  for (const int count : ranks) {
+    setup = make_run_setup(config, count, 0, std::min(count, ranks_per_node), true);
+    plans.push_back(make_plan(setup, device));
+  }
+  out << fmt::format("{} parameters ({} trained), {} layers, {} tokens a micro-batch, {} on {}\n",
+                     setup.table.stored_elements(), setup.table.trainable_elements(),
+                     setup.model.layers.size(), setup.options.model.capacity,
+                     name_of(setup.options.model.type), name_of(device));
+  const auto line = [&](const char* label, const std::function<std::string(const MemoryPlan&)>& value) {
+    out << fmt::format("{:<34}", label);
+    for (const MemoryPlan& p : plans) out << fmt::format(" {:>14}", value(p));
+    out << '\n';
+  };
+  const auto bytes = [&](const char* label, std::size_t MemoryPlan::*member) {
+    line(label, [member](const MemoryPlan& p) { return format_bytes(p.*member); });
+  };
+  line("bytes a rank, by number of ranks", [](const MemoryPlan& p) { return std::to_string(p.mesh.world); });
+  line("replicate x shard / vocabulary", [](const MemoryPlan& p) {
+    return fmt::format("{} x {} / {}", p.mesh.replicate(), p.mesh.shard, p.mesh.vocabulary);
+  });
+  bytes("weights", &MemoryPlan::weights);
+  bytes("gradients", &MemoryPlan::gradients);
+  bytes("optimizer state", &MemoryPlan::optimizer);
+  bytes("gathered weights and gradients", &MemoryPlan::gathered);
+  bytes("activations", &MemoryPlan::activations);
+  bytes("workspace", &MemoryPlan::workspace);
+  line("peak", [](const MemoryPlan& p) { return format_bytes(p.total()); });
+  if (memory_limit > 0) {
+    line("fits", [&](const MemoryPlan& p) {
+      return p.total() <= memory_limit ? std::string("yes")
+                                       : "short " + format_bytes(p.total() - memory_limit);
+    });
+  }
+  const auto logits = static_cast<std::size_t>(setup.options.model.capacity) *
+                      static_cast<std::size_t>(setup.model.vocabulary);
+  out << fmt::format(
+      "The loss head's chunk takes at most {} (loss.scratch); whole logits would take {} in bf16.\n",
+      format_bytes(plans.back().loss_chunk), format_bytes(2 * logits));
+}
+
+}  // namespace lapidary

@@ -1,0 +1,27 @@
+// From a run's configuration to what the rooms below are built from.
+#pragma once
+#include "model/config.h"
+#include "model/parameter_table.h"
+#include "parallel/mesh.h"
+#include "trainer/instance.h"
+#include "trainer/run_config.h"
+
+namespace lapidary {
+
+/// auto: the GPU where the program can use one. Throws Error with the reason where cuda is asked for and
+/// there is none.
+Device choose_device(DeviceChoice choice);
+
+/// Everything about a run that follows from its configuration and the number of ranks, before any memory is
+/// taken.
+struct RunSetup {
+  ModelConfig model;
+  ParameterTable table;
+  InstanceOptions options;
+  MeshShape mesh;
+};
+
+/// training: false for evaluation, which has no optimizer. Throws Error naming the configuration key.
+RunSetup make_run_setup(const RunConfig& config, int world, int rank, int ranks_per_node, bool training);
+
+}  // namespace lapidary
