@@ -1,0 +1,59 @@
+// What the forward and the backward of attention share on the CPU: tiles of queries against blocks of the
+// keys that any of them sees, heads as plain matrices for BLAS, buffers of bounded size.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kernels/cpu/element.h"
+#include "kernels/ops.h"
+
+namespace lapidary {
+
+inline constexpr std::int64_t kQueryTile = 64, kKeyBlock = 128;
+
+/// Throws Error unless the interval ends lie in [0, tokens], lo <= hi, and neither decreases.
+void check_intervals(const char* op, const Tensor& lo, const Tensor& hi);
+
+/// The visible keys of queries [q0, q1), which is one interval because both ends are monotone.
+struct KeyIntervals {
+  const std::int32_t* lo;
+  const std::int32_t* hi;
+
+  /// Narrows [q0, q1) to the queries that see a key of [k0, k1). Empty: q0 == q1.
+  void narrow(std::int64_t& q0, std::int64_t& q1, std::int64_t k0, std::int64_t k1) const {
+    while (q0 < q1 && hi[q0] <= k0) ++q0;
+    while (q1 > q0 && lo[q1 - 1] >= k1) --q1;
+  }
+  /// The part of block [k0, k1) that query q sees, relative to k0.
+  std::int64_t first(std::int64_t q, std::int64_t k0) const { return std::max<std::int64_t>(lo[q] - k0, 0); }
+  std::int64_t last(std::int64_t q, std::int64_t k0, std::int64_t k1) const {
+    return std::min<std::int64_t>(hi[q], k1) - k0;
+  }
+};
+
+/// Rows of one head of a [N, heads, dim] tensor, as a matrix of F.
+template <class F>
+struct HeadRows {
+  const F* data;
+  std::int64_t ld;
+  const F* at(std::int64_t i) const { return data + i * ld; }
+};
+
+/// Rows [begin, end) of head h: in place where T is F, else converted into buffer ((end - begin) * dim).
+template <class T, class F>
+HeadRows<F> head_rows(const Tensor& t, std::int64_t h, std::int64_t begin, std::int64_t end,
+                      std::vector<F>& buffer) {
+  const std::int64_t dim = t.size(2), ld = t.row_stride();
+  const T* from = row<T>(t, begin) + h * dim;
+  if constexpr (std::is_same_v<T, F>) {
+    return {from, ld};
+  } else {
+    buffer.resize(static_cast<std::size_t>((end - begin) * dim));
+    for (std::int64_t i = 0; i < end - begin; ++i)
+      for (std::int64_t j = 0; j < dim; ++j)
+        buffer[static_cast<std::size_t>(i * dim + j)] = static_cast<F>(load(from[i * ld + j]));
+    return {buffer.data(), dim};
+  }
+}
+
+}  // namespace lapidary
