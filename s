@@ -1,0 +1,1 @@
+check_includes: 1 include1 against the rules
