@@ -111,6 +111,11 @@ bool element_type(hid_t type, DType& found) {
   return false;
 }
 
+Id simple_space(const std::vector<std::int64_t>& dims) {
+  const std::vector<hsize_t> extent(dims.begin(), dims.end());
+  return Id(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr), H5Sclose);
+}
+
 Id open_dataset(const std::filesystem::path& path, hid_t file, const std::string& name) {
   Id dataset(H5Dopen2(file, name.c_str(), H5P_DEFAULT), H5Dclose);
   if (!dataset.ok()) hdf5_error(path, "dataset '{}' cannot be opened", name);
@@ -212,8 +217,7 @@ void Hdf5File::close() {
 void Hdf5File::create_dataset(const std::string& name, DType dtype, const std::vector<std::int64_t>& dims) {
   prepare_thread();
   require(!dims.empty(), "{}: dataset '{}' needs at least one dimension", path_.string(), name);
-  const std::vector<hsize_t> extent(dims.begin(), dims.end());
-  const Id space(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr), H5Sclose);
+  const Id space = simple_space(dims);
   const Id links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), layout(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
   H5Pset_create_intermediate_group(links, 1);
   H5Pset_layout(layout, H5D_CONTIGUOUS);
@@ -222,6 +226,36 @@ void Hdf5File::create_dataset(const std::string& name, DType dtype, const std::v
   H5Pset_obj_track_times(layout, false);  // equal contents make equal files
   const Id dataset(H5Dcreate2(id_, name.c_str(), file_type(dtype), space, links, layout, H5P_DEFAULT),
                    H5Dclose);
+  if (!dataset.ok()) hdf5_error(path_, "dataset '{}' cannot be created", name);
+}
+
+void Hdf5File::create_virtual_dataset(const std::string& name, DType dtype,
+                                      const std::vector<std::int64_t>& dims,
+                                      const std::vector<Hdf5Block>& blocks) {
+  prepare_thread();
+  const Id space = simple_space(dims), type = file_type(dtype);
+  const Id links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), layout(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+  H5Pset_create_intermediate_group(links, 1);
+  H5Pset_obj_track_times(layout, false);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const bool is_float = H5Tget_class(type) == H5T_FLOAT;
+  if (is_float && H5Pset_fill_value(layout, H5T_NATIVE_FLOAT, &nan) < 0)
+    hdf5_error(path_, "dataset '{}': no fill value", name);
+  for (const Hdf5Block& block : blocks) {
+    require(block.start.size() == dims.size() && block.count.size() == dims.size(),
+            "{}: dataset '{}': a block has other dimensions", path_.string(), name);
+    const std::vector<hsize_t> start(block.start.begin(), block.start.end());
+    const std::vector<hsize_t> count(block.count.begin(), block.count.end());
+    hsize_t first = static_cast<hsize_t>(block.first), values = 1;
+    for (const hsize_t n : count) values *= n;
+    const Id source = simple_space({block.length});
+    if (H5Sselect_hyperslab(space, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr) < 0 ||
+        H5Sselect_hyperslab(source, H5S_SELECT_SET, &first, nullptr, &values, nullptr) < 0 ||
+        H5Pset_virtual(layout, space, block.file.c_str(), block.dataset.c_str(), source) < 0)
+      hdf5_error(path_, "dataset '{}': a block cannot be mapped to {}", name, block.file);
+  }
+  H5Sselect_all(space);
+  const Id dataset(H5Dcreate2(id_, name.c_str(), type, space, links, layout, H5P_DEFAULT), H5Dclose);
   if (!dataset.ok()) hdf5_error(path_, "dataset '{}' cannot be created", name);
 }
 

@@ -1,7 +1,7 @@
 // An HDF5 file for data shards and checkpoints: a small owner around the C API of the serial, thread-safe
-// library. Datasets are contiguous arrays of our element types, named by path; there are no variable-length
-// types, filters or links. The library crashes on damaged files: check a file against its recorded checksum
-// (checksum.h) before it is opened here.
+// library. Datasets are contiguous arrays of our element types, named by path, or virtual ones made of blocks
+// of those; there are no variable-length types, filters or links. The library crashes on damaged files: check
+// a file against its recorded checksum (checksum.h) before it is opened here.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -20,6 +20,16 @@ struct Hdf5Shape {
   std::int64_t offset = -1;  ///< where its bytes stand in the file; -1: empty or not contiguous
 
   std::int64_t elements() const;
+};
+
+/// A block of a virtual dataset whose values stand elsewhere: in row-major order they are the elements
+/// [first, first + product of count) of a one-dimensional dataset.
+struct Hdf5Block {
+  std::vector<std::int64_t> start, count;  ///< of the block, one number per dimension
+  std::string file;                        ///< name of the file that holds the values, beside this one
+  std::string dataset;                     ///< in that file, of the same element type
+  std::int64_t first = 0;
+  std::int64_t length = 0;  ///< of that dataset
 };
 
 /// Every failure throws Error naming the file, the dataset and the library's own reason. Elements are
@@ -52,6 +62,10 @@ class Hdf5File {
   void write(const std::string& name, const std::vector<T>& values) {
     write(name, DTypeOf<T>::value, {static_cast<std::int64_t>(values.size())}, values.data());
   }
+  /// A dataset without values of its own: readers see those of other files in its blocks (HDF5's virtual
+  /// datasets). Elements in no block, or whose file is gone, read as NaN in float types, as 0 in others.
+  void create_virtual_dataset(const std::string& name, DType dtype, const std::vector<std::int64_t>& dims,
+                              const std::vector<Hdf5Block>& blocks);
   /// Attributes of the file's root.
   void write_attribute(const std::string& name, std::int64_t value);
   void write_attribute(const std::string& name, const std::string& text);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cmath>
 #include <fstream>
 #include <functional>
 #include <thread>
@@ -163,6 +164,52 @@ TEST_F(Hdf5FileTest, threads_may_use_files_of_their_own_and_stay_silent) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(good, 200);
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
+TEST_F(Hdf5FileTest, a_virtual_dataset_shows_blocks_of_other_files) {
+  const std::string name = path_.filename().string();
+  const std::filesystem::path parts = path_.string() + ".parts";
+  std::vector<bf16> halves;
+  for (int i = 0; i < 24; ++i) halves.emplace_back(static_cast<float>(i));
+  {
+    Hdf5File file = Hdf5File::create(parts);
+    file.write("a.weight", halves);
+    file.write("counts", std::vector<std::int64_t>{7, 8, 9});
+    file.close();
+    Hdf5File index = Hdf5File::create(path_);
+    const std::string source = parts.filename().string();
+    // [3, 2, 4]: elements 5 to 20 of 24, as blocks of up to one row, one plane, one row
+    index.create_virtual_dataset("a.weight", DType::bf16, {3, 2, 4},
+                                 {{{0, 1, 1}, {1, 1, 3}, source, "a.weight", 0, 24},
+                                  {{1, 0, 0}, {1, 2, 4}, source, "a.weight", 3, 24},
+                                  {{2, 0, 0}, {1, 1, 4}, source, "a.weight", 11, 24}});
+    index.create_virtual_dataset("counts", DType::i64, {4}, {{{1}, {3}, source, "counts", 0, 3}});
+    EXPECT_NE(error_of([&] {
+                index.create_virtual_dataset("x", DType::f32, {4}, {{{1, 0}, {3, 1}, source, "x", 0, 3}});
+              }),
+              "no error");
+    index.close();
+  }
+  const auto expect_values = [&](bool there) {
+    const Hdf5File file = Hdf5File::open(path_);
+    const auto values = file.read<bf16>("a.weight");
+    ASSERT_EQ(values.size(), 24u);
+    for (int i = 0; i < 24; ++i) {
+      const auto value = static_cast<float>(values[static_cast<std::size_t>(i)]);
+      if (there && i >= 5 && i < 20)
+        EXPECT_EQ(value, static_cast<float>(i - 5));
+      else
+        EXPECT_TRUE(std::isnan(value)) << i << ": " << value;
+    }
+    EXPECT_EQ(file.read<std::int64_t>("counts"),
+              (std::vector<std::int64_t>{0, there ? 7 : 0, there ? 8 : 0, there ? 9 : 0}));
+  };
+  const auto before = std::filesystem::current_path();
+  std::filesystem::current_path("/");  // sources are found beside the index, wherever the reader works
+  expect_values(true);
+  std::filesystem::current_path(before);
+  std::filesystem::remove(parts);
+  expect_values(false);
 }
 
 }  // namespace
