@@ -46,16 +46,18 @@ class Comparison {
   }
   std::vector<Difference> combine(HostGroup& world) {
     for (Difference& d : list_) {
-      d.difference = std::sqrt(world.all_reduce(d.difference, HostReduction::sum));
-      d.reference = std::sqrt(world.all_reduce(d.reference, HostReduction::sum));
-      const double worst = world.all_reduce(std::isnan(d.worst) ? INFINITY : d.worst, HostReduction::max);
+      d.difference = std::sqrt(world.all_reduce(d.difference, HostGroup::Reduce::sum, "parity"));
+      d.reference = std::sqrt(world.all_reduce(d.reference, HostGroup::Reduce::sum, "parity"));
+      const double worst =
+          world.all_reduce(std::isnan(d.worst) ? INFINITY : d.worst, HostGroup::Reduce::max, "parity");
       const bool mine = d.worst == worst || std::isnan(d.worst);
       // The lowest rank that has the worst element reports it.
-      const auto owner =
-          world.all_reduce(std::int64_t{mine ? world.rank() : world.size()}, HostReduction::min);
+      const auto owner = world.all_reduce(std::int64_t{mine ? world.rank() : world.size()},
+                                          HostGroup::Reduce::min, "parity");
       const bool reports = owner == world.rank();
-      d.ours_at_worst = world.all_reduce(reports ? d.ours_at_worst : 0.0, HostReduction::sum);
-      d.theirs_at_worst = world.all_reduce(reports ? d.theirs_at_worst : 0.0, HostReduction::sum);
+      d.ours_at_worst = world.all_reduce(reports ? d.ours_at_worst : 0.0, HostGroup::Reduce::sum, "parity");
+      d.theirs_at_worst =
+          world.all_reduce(reports ? d.theirs_at_worst : 0.0, HostGroup::Reduce::sum, "parity");
       d.worst = worst;
     }
     return list_;
@@ -115,7 +117,7 @@ class ParityRun {
         instance_(reference.config(), table_, instance_options_, mesh, backend, measure(mesh, backend)) {
     for (std::int64_t row = world.rank(); row < reference.rows(); row += world.size()) rows_.push_back(row);
     batch_ = reference.batch(rows_);
-    targets_ = world.all_reduce(batch_.target_tokens(), HostReduction::sum);
+    targets_ = world.all_reduce(batch_.target_tokens(), HostGroup::Reduce::sum, "parity");
     require(targets_ > 0, "{}: no position has a label", reference.folder());
     load_weights(instance_.stream(), table_, instance_.shards(), reference.folder());
     instance_.weights_loaded();
@@ -172,7 +174,7 @@ class ParityRun {
   double training_pass() {
     instance_.begin_step();
     instance_.run_training(batch_, 1.0 / static_cast<double>(targets_), true);
-    return world_.all_reduce(instance_.read_totals()[kTotalLoss], HostReduction::sum) /
+    return world_.all_reduce(instance_.read_totals()[kTotalLoss], HostGroup::Reduce::sum, "parity") /
            static_cast<double>(targets_);
   }
 
