@@ -142,7 +142,7 @@ void Reader::complain_about_key(const std::string& path, const YamlEntry& entry)
 void Reader::check_environment(const Option& option, const ConfigPlace& place) {
   std::vector<ConfigPath> paths;
   if (const auto* one = std::get_if<Member<ConfigPath>>(&option.member)) paths.push_back(one->get(config_));
-  if (const auto* list = std::get_if<Member<std::vector<DataSource>>>(&option.member))
+  if (const auto* list = std::get_if<Member<std::vector<ConfiguredSource>>>(&option.member))
     for (const auto& source : list->get(config_)) paths.push_back(source.path);
   for (const auto& path : paths) {
     try {

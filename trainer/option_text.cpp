@@ -55,7 +55,7 @@ Complaint read_path(const Option& option, const YamlNode& node, ConfigPath& path
 }
 
 // "path" or {path: ..., weight: ...}.
-std::vector<PlacedComplaint> read_source(const Option& option, const YamlNode& node, DataSource& source) {
+std::vector<PlacedComplaint> read_source(const Option& option, const YamlNode& node, ConfiguredSource& source) {
   if (node.kind == YamlNode::Kind::scalar) {
     auto complaint = read_path(option, node, source.path);
     if (complaint.empty()) return {};
@@ -84,7 +84,7 @@ std::vector<PlacedComplaint> read_source(const Option& option, const YamlNode& n
 }
 
 std::vector<PlacedComplaint> read_sources(const Option& option, const YamlNode& node,
-                                          std::vector<DataSource>& sources) {
+                                          std::vector<ConfiguredSource>& sources) {
   if (node.kind == YamlNode::Kind::scalar) return read_source(option, node, sources.emplace_back());
   if (node.kind != YamlNode::Kind::sequence)
     return {{node.place,
@@ -156,8 +156,8 @@ struct Reader {
     const auto complaint = read_path(option, node, value);
     return store(member, complaint, value);
   }
-  Result operator()(const Member<std::vector<DataSource>>& member) const {
-    std::vector<DataSource> value;
+  Result operator()(const Member<std::vector<ConfiguredSource>>& member) const {
+    std::vector<ConfiguredSource> value;
     auto complaints = read_sources(option, node, value);
     if (complaints.empty()) member.set(config, value);
     return complaints;
@@ -182,7 +182,7 @@ struct Writer {
   std::string operator()(const Member<ConfigPath>& member) const {
     return write_text(member.get(config).text);
   }
-  std::string operator()(const Member<std::vector<DataSource>>& member) const {
+  std::string operator()(const Member<std::vector<ConfiguredSource>>& member) const {
     std::string lines;
     for (const auto& source : member.get(config)) {
       lines += lines.empty() ? "- " : "\n- ";

@@ -31,7 +31,7 @@ struct Member {
   std::function<void(RunConfig&, T)> set;
 };
 using AnyMember = std::variant<Member<std::int64_t>, Member<double>, Member<bool>, Member<int>,
-                               Member<ConfigPath>, Member<std::vector<DataSource>>>;
+                               Member<ConfigPath>, Member<std::vector<ConfiguredSource>>>;
 
 struct Option {
   std::string path;  ///< "optimizer.lr"

@@ -26,11 +26,11 @@ struct ConfigPath {
 };
 
 /// A folder of shards and how often its documents are drawn relative to the other sources.
-struct DataSource {
+struct ConfiguredSource {
   ConfigPath path;
   double weight = 1.0;
 
-  bool operator==(const DataSource&) const = default;
+  bool operator==(const ConfiguredSource&) const = default;
 };
 
 enum class DeviceChoice : std::uint8_t { automatic, cpu, cuda };
@@ -59,7 +59,7 @@ struct RunConfig {
   } model;
 
   struct Data {
-    std::vector<DataSource> train, validation;
+    std::vector<ConfiguredSource> train, validation;
     std::int64_t sequence_length = 8192;    ///< tokens of a packed row
     std::int64_t read_ahead = 256LL << 20;  ///< bytes a rank
     Overlong overlong = Overlong::error;

@@ -188,8 +188,8 @@ class RandomConfigs {
   void set(const Option&, const Member<bool>& m) { m.set(config_, pick(2) == 0); }
   void set(const Option& o, const Member<int>& m) { m.set(config_, pick(static_cast<int>(o.words.size()))); }
   void set(const Option&, const Member<ConfigPath>& m) { m.set(config_, {text()}); }
-  void set(const Option& o, const Member<std::vector<DataSource>>& m) {
-    std::vector<DataSource> sources;
+  void set(const Option& o, const Member<std::vector<ConfiguredSource>>& m) {
+    std::vector<ConfiguredSource> sources;
     for (int n = pick(4) + (o.required ? 1 : 0); n > 0; --n)
       sources.push_back({{text()}, pick(2) == 0 ? 1.0 : (pick(1000) + 1) / 7.0});
     m.set(config_, sources);
