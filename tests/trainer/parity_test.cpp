@@ -48,8 +48,8 @@ TEST_P(ParityCases, EqualsTransformersInFloat64) {
 INSTANTIATE_TEST_SUITE_P(Reference, ParityCases,
                          testing::Values("text", "image", "image-sliding", "audio", "mixed", "packed",
                                          "prompt", "no-cap"),
-                         [](const auto& info) {
-                           std::string name = info.param;
+                         [](const auto& test) {
+                           std::string name = test.param;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
