@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
+#include <utility>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -56,7 +58,7 @@ CheckedFile::CheckedFile(const std::string& path, std::int64_t bytes, std::span<
           "{}: {} segment hashes, expected {}", path, segments.size(), segments_in(bytes));
 }
 
-void CheckedFile::load(std::int64_t first, std::int64_t last, std::vector<std::byte>& scratch) const {
+std::int64_t CheckedFile::load(std::int64_t first, std::int64_t last, std::vector<std::byte>& scratch) const {
   const std::int64_t begin = first * kSegmentBytes, end = std::min(last * kSegmentBytes, bytes_);
   if (static_cast<std::int64_t>(scratch.size()) < end - begin)
     scratch.resize(static_cast<std::size_t>(end - begin));
@@ -67,18 +69,24 @@ void CheckedFile::load(std::int64_t first, std::int64_t last, std::vector<std::b
             "{}: bytes {} to {} are not what was written (hash mismatch): the file is damaged", file_.path(),
             at, at + size - 1);
   }
+  return end - begin;
 }
 
-void CheckedFile::read(std::vector<ReadRequest>& requests, std::vector<std::byte>& scratch) const {
+std::int64_t CheckedFile::read(std::vector<ReadRequest>& requests, std::vector<std::byte>& scratch) const {
   std::sort(requests.begin(), requests.end(),
             [](const ReadRequest& a, const ReadRequest& b) { return a.offset < b.offset; });
+  std::int64_t advised = 0;  // segments up to here are announced
   for (const ReadRequest& request : requests) {
     require(request.offset >= 0 && request.bytes >= 0 && request.offset <= bytes_ - request.bytes,
             "{}: asked for {} bytes from byte {}, but the file has {}", file_.path(), request.bytes,
             request.offset, bytes_);
-    file_.will_read(request.offset, request.bytes);
+    const std::int64_t first = request.offset / kSegmentBytes,
+                       last = segments_in(request.offset + request.bytes);
+    if (last > advised) file_.will_read(first * kSegmentBytes, (last - first) * kSegmentBytes);
+    advised = std::max(advised, last);
   }
   std::int64_t run_first = 0, run_last = 0;  // segments that scratch holds
+  std::int64_t bytes_read = 0;
   for (std::size_t r = 0; r < requests.size(); ++r) {
     const ReadRequest& request = requests[r];
     const std::int64_t end = request.offset + request.bytes;
@@ -86,7 +94,7 @@ void CheckedFile::read(std::vector<ReadRequest>& requests, std::vector<std::byte
       const std::int64_t segment = at / kSegmentBytes;
       if (segment < run_first || segment >= run_last) {
         std::tie(run_first, run_last) = run_from(requests, r, segment);
-        load(run_first, run_last, scratch);
+        bytes_read += load(run_first, run_last, scratch);
       }
       const std::int64_t take = std::min(end, run_last * kSegmentBytes) - at;
       std::memcpy(static_cast<std::byte*>(request.to) + (at - request.offset),
@@ -94,6 +102,7 @@ void CheckedFile::read(std::vector<ReadRequest>& requests, std::vector<std::byte
       at += take;
     }
   }
+  return bytes_read;
 }
 
 }  // namespace lapidary

@@ -40,12 +40,13 @@ class CheckedFile {
   CheckedFile(const std::string& path, std::int64_t bytes, std::span<const std::int64_t> segments);
 
   /// Serves all requests in order of offset, neighbours with one large read, after telling the system about
-  /// all of them. `requests` gets sorted; `scratch` is memory to reuse between calls (4 MiB at most). Error
-  /// naming file and byte range where a segment is not what was written.
-  void read(std::vector<ReadRequest>& requests, std::vector<std::byte>& scratch) const;
+  /// all of them. `requests` gets sorted; `scratch` is memory to reuse between calls (4 MiB at most).
+  /// Returns the bytes read from the file. Error naming file and byte range where a segment is not what was
+  /// written.
+  std::int64_t read(std::vector<ReadRequest>& requests, std::vector<std::byte>& scratch) const;
 
  private:
-  void load(std::int64_t first, std::int64_t last, std::vector<std::byte>& scratch) const;
+  std::int64_t load(std::int64_t first, std::int64_t last, std::vector<std::byte>& scratch) const;
 
   File file_;
   std::int64_t bytes_;

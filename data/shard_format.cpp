@@ -88,6 +88,11 @@ std::vector<ShardArray> shard_arrays(const DataCounts& counts, const TokenLayout
           {"frames", DType::i16, {counts.frames, layout.frame_width}}};
 }
 
+std::int32_t feature_kib(std::int64_t patches, std::int64_t frames, const TokenLayout& layout) {
+  const std::int64_t bytes = patches * layout.patch_width + 2 * frames * layout.frame_width;
+  return static_cast<std::int32_t>((bytes + 1023) / 1024);
+}
+
 std::string shard_name(std::int64_t number) {
   return fmt::format("shard-{:05d}.h5", number);
 }

@@ -96,6 +96,10 @@ enum CountColumn : std::uint8_t { count_tokens, count_targets, count_patches, co
 /// All arrays of a shard with these counts, in the order in which they are written.
 std::vector<ShardArray> shard_arrays(const DataCounts& counts, const TokenLayout& layout);
 
+/// Memory that a document's patches and frames take, in KiB, rounded up: 0 exactly where it has none. The
+/// index keeps this for every document, so that reading ahead can be bounded without opening a shard.
+std::int32_t feature_kib(std::int64_t patches, std::int64_t frames, const TokenLayout& layout);
+
 /// What the manifest says about one shard.
 struct ShardRecord {
   std::string file;  ///< name inside the directory

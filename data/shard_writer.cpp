@@ -95,11 +95,6 @@ const void* Collected::values(const std::string& name) const {
       ->second;
 }
 
-/// Bit 0: images, bit 1: sounds.
-std::uint8_t media_of(std::int64_t patches, std::int64_t frames) {
-  return static_cast<std::uint8_t>((patches > 0 ? 1 : 0) | (frames > 0 ? 2 : 0));
-}
-
 }  // namespace
 
 struct ShardWriter::Impl {
@@ -109,8 +104,7 @@ struct ShardWriter::Impl {
   nlohmann::json progress;
   Collected collected;
   // The index: of all documents and all segments so far.
-  std::vector<std::int32_t> document_tokens;
-  std::vector<std::uint8_t> document_media;
+  std::vector<std::int32_t> document_tokens, document_feature_kib;
   std::vector<std::int64_t> segment_hashes;
   bool finished = false;
 
@@ -181,7 +175,8 @@ void ShardWriter::Impl::enter(const ShardRecord& record, const std::vector<std::
   append(segment_hashes, segments);
   for (std::size_t d = 0; d < counts.size(); d += kCountColumns) {
     document_tokens.push_back(counts[d + count_tokens]);
-    document_media.push_back(media_of(counts[d + count_patches], counts[d + count_frames]));
+    document_feature_kib.push_back(
+        feature_kib(counts[d + count_patches], counts[d + count_frames], manifest.layout));
   }
 }
 
@@ -227,7 +222,7 @@ void ShardWriter::Impl::write_index() {
   file.write_attribute("format", std::string("lapidary-index"));
   file.write_attribute("version", kDataFormatVersion);
   file.write("document_tokens", document_tokens);
-  file.write("document_media", document_media);
+  file.write("document_feature_kib", document_feature_kib);
   file.write("segment_hashes", segment_hashes);
   file.close();
   const FileHashes hashes = hash_with_segments(temporary(path));
