@@ -58,8 +58,8 @@ void softmax_row(F* scores, std::int64_t a, std::int64_t b, std::int64_t keys, F
 
 template <class T>
 void forward_tile(const Attention& op, std::int64_t h, std::int64_t q0, std::int64_t q1,
-                  ForwardTile<Compute<T>>& tile) {
-  using F = Compute<T>;
+                  ForwardTile<AttentionCompute<T>>& tile) {
+  using F = AttentionCompute<T>;
   const std::int64_t tokens = op.q.size(0), heads = op.q.size(1), dim = op.q.size(2);
   const std::int64_t kv = h / (heads / op.k.size(1));
   const KeyIntervals keys{op.lo.as<std::int32_t>(), op.hi.as<std::int32_t>()};
@@ -90,7 +90,8 @@ void forward_tile(const Attention& op, std::int64_t h, std::int64_t q0, std::int
     // A query without keys gives 0; NaN in its scores must stay NaN.
     const F scale = sum == 0.0 ? F{0} : static_cast<F>(1.0 / sum);
     for (std::int64_t j = 0; j < dim; ++j) to[j] = round_to<T>(from[j] * scale);
-    op.lse.as<F>()[h * tokens + i] = static_cast<F>(static_cast<double>(tile.maximum[at]) + std::log(sum));
+    op.lse.as<Compute<T>>()[h * tokens + i] =
+        static_cast<Compute<T>>(static_cast<double>(tile.maximum[at]) + std::log(sum));
   }
 }
 
@@ -100,7 +101,7 @@ void forward(const Attention& op) {
   const std::int64_t tiles = (tokens + kQueryTile - 1) / kQueryTile;
 #pragma omp parallel if (heads * tiles > 1)
   {
-    ForwardTile<Compute<T>> tile;
+    ForwardTile<AttentionCompute<T>> tile;
 #pragma omp for schedule(dynamic)
     for (std::int64_t task = 0; task < heads * tiles; ++task) {
       const std::int64_t q0 = task / heads * kQueryTile;

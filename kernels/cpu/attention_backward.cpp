@@ -48,12 +48,13 @@ void softmax_row_backward(F* p, F* ds, std::int64_t a, std::int64_t b, std::int6
 /// One query head against one tile of queries: d_q of the tile; adds to the head's dk, dv [N, dim].
 template <class T>
 void backward_tile(const AttentionBackward& op, std::int64_t h, std::int64_t q0, std::int64_t q1,
-                   BackwardTile<Compute<T>>& tile, Compute<T>* dk, Compute<T>* dv) {
-  using F = Compute<T>;
+                   BackwardTile<AttentionCompute<T>>& tile, AttentionCompute<T>* dk,
+                   AttentionCompute<T>* dv) {
+  using F = AttentionCompute<T>;
   const std::int64_t tokens = op.q.size(0), dim = op.q.size(2);
   const std::int64_t kv = h / (op.q.size(1) / op.k.size(1));
   const KeyIntervals keys{op.lo.as<std::int32_t>(), op.hi.as<std::int32_t>()};
-  const F* lse = op.lse.as<F>() + h * tokens;
+  const Compute<T>* lse = op.lse.as<Compute<T>>() + h * tokens;
   tile.reset(q1 - q0, dim);
   const HeadRows<F> q = head_rows<T>(op.q, h, q0, q1, tile.q_buffer);
   const HeadRows<F> d_out = head_rows<T>(op.d_out, h, q0, q1, tile.d_out_buffer);
@@ -78,7 +79,7 @@ void backward_tile(const AttentionBackward& op, std::int64_t h, std::int64_t q0,
     blas_gemm(false, true, b - a, block, dim, 1.0, da, d_out.ld, v.data, v.ld, 0.0, ds, block);
     for (std::int64_t i = a; i < b; ++i)
       softmax_row_backward(p + (i - a) * block, ds + (i - a) * block, keys.first(i, k0), keys.last(i, k0, k1),
-                           block, lse[i], tile.delta[static_cast<std::size_t>(i - q0)]);
+                           block, static_cast<F>(lse[i]), tile.delta[static_cast<std::size_t>(i - q0)]);
     blas_gemm(false, false, b - a, dim, block, 1.0, ds, block, k.data, k.ld, 1.0,
               tile.d_q.data() + (a - q0) * dim, dim);
     blas_gemm(true, false, block, dim, b - a, 1.0, ds, block, qa, q.ld, 1.0, dk + k0 * dim, dim);
@@ -94,8 +95,8 @@ void backward_tile(const AttentionBackward& op, std::int64_t h, std::int64_t q0,
 /// d_k or d_v = sum over the teams of their accumulators; team t of key head g starts at
 /// sums + (g teams + t) stride.
 template <class T>
-void add_teams(const Compute<T>* sums, std::int64_t stride, std::int64_t teams, const Tensor& out) {
-  using F = Compute<T>;
+void add_teams(const AttentionCompute<T>* sums, std::int64_t stride, std::int64_t teams, const Tensor& out) {
+  using F = AttentionCompute<T>;
   const std::int64_t tokens = out.size(0), kv_heads = out.size(1), dim = out.size(2);
 #pragma omp parallel for schedule(static) if (out.numel() >= kParallelElements)
   for (std::int64_t i = 0; i < tokens; ++i) {
@@ -112,7 +113,7 @@ void add_teams(const Compute<T>* sums, std::int64_t stride, std::int64_t teams, 
 
 template <class T>
 void backward(const AttentionBackward& op) {
-  using F = Compute<T>;
+  using F = AttentionCompute<T>;
   const std::int64_t tokens = op.q.size(0), dim = op.q.size(2), kv_heads = op.k.size(1);
   const std::int64_t group = op.q.size(1) / kv_heads, teams = teams_of(op), one = tokens * dim;
   F* sums = scratch_for<F>(op.scratch, 2 * kv_heads * teams * one, "AttentionBackward");
@@ -137,7 +138,7 @@ void backward(const AttentionBackward& op) {
 
 std::size_t attention_backward_scratch(const AttentionBackward& op) {
   const auto accumulators = static_cast<std::size_t>(2 * op.k.numel() * teams_of(op));
-  return accumulators * (op.q.dtype() == DType::f64 ? sizeof(double) : sizeof(float));
+  return accumulators * (op.q.dtype() == DType::bf16 ? sizeof(float) : sizeof(double));
 }
 
 void AttentionBackward::cpu(Stream&) const {

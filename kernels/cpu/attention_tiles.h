@@ -11,6 +11,11 @@ namespace lapidary {
 
 inline constexpr std::int64_t kQueryTile = 64, kKeyBlock = 128;
 
+/// What attention computes in. Scores are not scaled: they reach hundreds, where one float32 step is 1e-5 of
+/// every probability, so float32 results that are to be good to 1e-6 need double inside.
+template <class T>
+using AttentionCompute = std::conditional_t<std::is_same_v<T, float>, double, Compute<T>>;
+
 /// Throws Error unless the interval ends lie in [0, tokens], lo <= hi, and neither decreases.
 void check_intervals(const char* op, const Tensor& lo, const Tensor& hi);
 

@@ -109,6 +109,13 @@ void typed_gemm(const Tensor& a, bool ta, const Tensor& b, bool tb, const Tensor
   }
 }
 
+/// Small float32 products are summed in double: their time does not show, and a small random model multiplies
+/// the rounding of its products a thousandfold on the way to its gradients.
+bool worth_double(const Tensor& a, const Tensor& c, std::int64_t k) {
+  constexpr double kSmall = 1 << 22;  // multiply-adds
+  return a.dtype() == DType::f32 && static_cast<double>(c.numel()) * static_cast<double>(k) <= kSmall;
+}
+
 void clear(const Tensor& c) {
   with_float_type(c.dtype(), [&]<class T>() {
     for (std::int64_t i = 0; i < c.size(0); ++i) std::fill_n(row<T>(c, i), c.size(1), T{});
@@ -138,7 +145,7 @@ void gemm(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, 
   const std::int64_t k = a.size(transpose_a ? 0 : 1);
   if (k == 0) {
     if (!accumulate) clear(c);
-  } else if (a.dtype() == DType::f64 || b.dtype() == DType::f64) {
+  } else if (a.dtype() == DType::f64 || b.dtype() == DType::f64 || worth_double(a, c, k)) {
     typed_gemm<double>(a, transpose_a, b, transpose_b, c, accumulate, alpha, k);
   } else {
     typed_gemm<float>(a, transpose_a, b, transpose_b, c, accumulate, alpha, k);
