@@ -2,6 +2,9 @@
 
 #include "kernels/check.h"
 
+// Views are made in every operation and typed pointers in inner loops: what a message needs is put together
+// only when there is one, so these checks are not require().
+
 namespace lapidary {
 
 Tensor::Tensor(void* data, DType dtype, std::initializer_list<std::int64_t> shape)
@@ -18,7 +21,7 @@ Tensor::Tensor(void* data, DType dtype, std::initializer_list<std::int64_t> shap
 }
 
 Tensor Tensor::row_range(std::int64_t begin, std::int64_t end) const {
-  require(begin >= 0 && begin <= end && end <= rows(), "rows [{}, {}) of {}", begin, end, describe());
+  if (begin < 0 || begin > end || end > rows()) fail("rows [{}, {}) of {}", begin, end, describe());
   Tensor out = *this;
   out.data_ =
       static_cast<std::byte*>(data_) + static_cast<std::size_t>(begin * row_stride_) * size_of(dtype_);
@@ -27,8 +30,8 @@ Tensor Tensor::row_range(std::int64_t begin, std::int64_t end) const {
 }
 
 Tensor Tensor::col_range(std::int64_t begin, std::int64_t end) const {
-  require(dims_ == 2 && begin >= 0 && begin <= end && end <= cols(), "columns [{}, {}) of {}", begin, end,
-          describe());
+  if (dims_ != 2 || begin < 0 || begin > end || end > cols())
+    fail("columns [{}, {}) of {}", begin, end, describe());
   Tensor out = *this;
   out.data_ = static_cast<std::byte*>(data_) + static_cast<std::size_t>(begin) * size_of(dtype_);
   out.shape_[1] = out.row_numel_ = end - begin;
@@ -37,17 +40,17 @@ Tensor Tensor::col_range(std::int64_t begin, std::int64_t end) const {
 
 Tensor Tensor::reshape(std::initializer_list<std::int64_t> shape) const {
   Tensor out(data_, dtype_, shape);
-  require(out.numel() == numel(), "{} cannot be seen as {}", describe(), out.describe());
+  if (out.numel() != numel()) fail("{} cannot be seen as {}", describe(), out.describe());
   if (!contiguous()) {
-    require(out.rows() == rows(), "strided {} cannot be seen as {}", describe(), out.describe());
+    if (out.rows() != rows()) fail("strided {} cannot be seen as {}", describe(), out.describe());
     out.row_stride_ = row_stride_;
   }
   return out;
 }
 
 Tensor Tensor::flat_range(std::int64_t begin, std::int64_t count) const {
-  require(contiguous() && begin >= 0 && count >= 0 && begin + count <= numel(), "elements [{}, {}) of {}",
-          begin, begin + count, describe());
+  if (!contiguous() || begin < 0 || count < 0 || begin + count > numel())
+    fail("elements [{}, {}) of {}", begin, begin + count, describe());
   return Tensor(static_cast<std::byte*>(data_) + static_cast<std::size_t>(begin) * size_of(dtype_), dtype_,
                 {count});
 }
@@ -60,7 +63,7 @@ std::string Tensor::describe() const {
 }
 
 void Tensor::expect(DType dtype) const {
-  require(dtype == dtype_, "tensor is {}, expected elements of {}", describe(), name_of(dtype));
+  if (dtype != dtype_) fail("tensor is {}, expected elements of {}", describe(), name_of(dtype));
 }
 
 }  // namespace lapidary
