@@ -30,12 +30,17 @@ struct Mesh {
   std::unique_ptr<Communicator> replicas;  ///< ranks of the other shard groups at this rank's place in theirs
   std::unique_ptr<Communicator> vocabulary;      ///< ranks that together hold the table once
   std::unique_ptr<Communicator> table_replicas;  ///< ranks of the world that hold the same table rows
+
+  /// Host memory that the communicators hold from set-up on where they are MPI's (4 MiB each on the CPU, 8
+  /// MiB for staged GPU tensors; none for a group of one): a line of the memory table, beside the arenas.
+  std::size_t staging_bytes(Device device) const;
 };
 
 /// With MPI: CPU tensors, or GPU tensors staged through the host where the backend is a GPU. Collective over
 /// MPI's world.
 Mesh make_mpi_mesh(const MeshShape& shape, Backend& backend);
-/// Counts the staging memory that the real mesh would take on `backend`'s target and does nothing else.
+/// Places and sizes of the same groups, for a run on dry streams. Nothing is communicated or allocated; the
+/// real mesh's staging is staging_bytes() of this one.
 Mesh make_plan_mesh(const MeshShape& shape, Backend& backend);
 
 }  // namespace lapidary
