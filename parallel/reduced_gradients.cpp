@@ -1,0 +1,96 @@
+#include "parallel/reduced_gradients.h"
+
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/ops.h"
+
+namespace lapidary {
+
+ReducedGradients::ReducedGradients(const UnitTable& table, Communicator& group, Communicator& replicas,
+                                   DType type, Stream& compute, Arena& state, Arena& transient)
+    : table_(&table), group_(&group), replicas_(&replicas), compute_(&compute) {
+  const int ranks = group.size();
+  for (int unit = 0; unit < table.units(); ++unit) {
+    shards_.push_back(state.allocate(type, {table.layout(unit).shard(ranks)}));
+  }
+  zero();
+  if (alone()) return;
+  buffers_.resize(static_cast<std::size_t>(std::min(table.units(), 2)));
+  for (Buffer& buffer : buffers_) {
+    buffer.memory = transient.allocate(type, {table.largest(ranks)});
+    buffer.staging = transient.allocate(type, {table.largest(ranks) / ranks});
+  }
+}
+
+void ReducedGradients::zero() {
+  require(open_ < 0, "{}: zero_gradients() between begin_gradients() and reduce()",
+          table_->name(std::max(open_, 0)));
+  for (const Tensor& shard : shards_) run(*compute_, Fill{.x = shard});
+}
+
+void ReducedGradients::start() {
+  require(open_ < 0, "{}: begin() between begin_gradients() and reduce()", table_->name(std::max(open_, 0)));
+  next_ = table_->units() - 1;
+}
+
+void ReducedGradients::begin(int unit) {
+  require(unit >= 0 && unit < table_->units(), "begin_gradients({}) of {} units", unit, table_->units());
+  require(open_ < 0, "{}: begin_gradients() before {} is reduced", table_->name(unit),
+          table_->name(std::max(open_, 0)));
+  require(unit == next_, "{}: begin_gradients() out of order, expected {}", table_->name(unit),
+          next_ < 0 ? "begin(backward)" : table_->name(next_));
+  if (alone()) {
+    whole_ = shard(unit);
+  } else {
+    Buffer& buffer = buffer_of(unit);
+    settle(buffer);
+    whole_ = buffer.memory.flat_range(0, group_->size() * shard(unit).numel());
+    run(*compute_, Fill{.x = whole_});
+  }
+  open_ = unit;
+  --next_;
+}
+
+const Tensor& ReducedGradients::whole(int unit) const {
+  require(unit == open_, "{}: gradient() outside begin_gradients() and reduce()", table_->name(unit));
+  return whole_;
+}
+
+void ReducedGradients::reduce(int unit) {
+  require(unit >= 0 && unit < table_->units(), "reduce({}) of {} units", unit, table_->units());
+  require(open_ >= 0, "{}: reduce() without begin_gradients()", table_->name(unit));
+  require(unit == open_, "{}: reduce() while {} is open", table_->name(unit), table_->name(open_));
+  open_ = -1;
+  if (alone()) return;
+  Buffer& buffer = buffer_of(unit);
+  buffer.unit = unit;
+  buffer.ticket =
+      group_->reduce_scatter(*compute_, whole_, buffer.staging.flat_range(0, shard(unit).numel()));
+}
+
+void ReducedGradients::finish(bool last) {
+  require(open_ < 0 && next_ < 0, "{}: finish() before its gradient is reduced",
+          table_->name(std::max(open_, next_)));
+  for (Buffer& buffer : buffers_) settle(buffer);
+  if (!last) return;
+  std::vector<Ticket> tickets;
+  for (const Tensor& shard : shards_) {
+    tickets.push_back(replicas_->all_reduce(*compute_, shard, Reduction::sum));
+  }
+  for (Ticket& ticket : tickets) replicas_->wait(*compute_, ticket);
+}
+
+ReducedGradients::Buffer& ReducedGradients::buffer_of(int unit) {
+  return buffers_[static_cast<std::size_t>(unit) % buffers_.size()];
+}
+
+void ReducedGradients::settle(Buffer& buffer) {
+  if (buffer.unit < 0) return;
+  const Tensor& sum = shard(buffer.unit);
+  group_->wait(*compute_, buffer.ticket);
+  run(*compute_, Add{.in = buffer.staging.flat_range(0, sum.numel()), .out = sum});
+  buffer.unit = -1;
+}
+
+}  // namespace lapidary

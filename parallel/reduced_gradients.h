@@ -1,0 +1,53 @@
+// The gradients of sharded units: whole while a backward pass fills them, reduce-scattered behind it, summed
+// over the micro-batches in each rank's shard.
+#pragma once
+#include <vector>
+
+#include "kernels/arena.h"
+#include "kernels/device.h"
+#include "parallel/communicator.h"
+#include "parallel/unit_table.h"
+
+namespace lapidary {
+
+/// Two whole-unit buffers take turns: while one is filled the other is reduced. A reduction ends in a staging
+/// shard and is added to the unit's shard when its buffer is needed again, or in finish(). With one rank the
+/// shard itself is filled.
+class ReducedGradients {
+ public:
+  ReducedGradients(const UnitTable& table, Communicator& group, Communicator& replicas, DType type,
+                   Stream& compute, Arena& state, Arena& transient);
+
+  const Tensor& shard(int unit) const { return shards_[static_cast<std::size_t>(unit)]; }
+  void zero();
+  /// A micro-batch's backward pass begins: units U-1 .. 0 follow.
+  void start();
+  void begin(int unit);
+  /// The unit between begin() and reduce(); throws Error outside.
+  const Tensor& whole(int unit) const;
+  void reduce(int unit);
+  void finish(bool last);
+
+ private:
+  struct Buffer {
+    Tensor memory, staging;
+    int unit = -1;  // whose reduction is under way
+    Ticket ticket;
+  };
+
+  bool alone() const { return group_->size() == 1; }
+  Buffer& buffer_of(int unit);
+  void settle(Buffer& buffer);
+
+  const UnitTable* table_;
+  Communicator* group_;
+  Communicator* replicas_;
+  Stream* compute_;
+  std::vector<Tensor> shards_;
+  std::vector<Buffer> buffers_;
+  int next_ = -1;  // the unit that begin() expects; -1: all are done
+  int open_ = -1;  // the unit between begin() and reduce()
+  Tensor whole_;   // of the open unit
+};
+
+}  // namespace lapidary
