@@ -47,6 +47,8 @@ class VocabularyTable {
   ParameterShard& shard() { return shard_; }
 
  private:
+  void check_tokens(const Tensor& ids, const Tensor& rows) const;
+
   Mesh* mesh_;
   Stream* compute_;
   RowRange range_;
