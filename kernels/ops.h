@@ -377,6 +377,7 @@ DType loss_score_dtype(Device device, DType activations);
 /// and remainder: param is the float32's upper 16 bits rounded to nearest, remainder the exact rest. Without
 /// any of them bf16 params are rounded stochastically from (seed, step, first_index + i). bf16 moments are
 /// rounded stochastically too.
+/// A grad_factor of 0 (ClipFactor saw a norm that is not finite) leaves everything as it is.
 struct AdamW {
   Tensor param;        ///< f32, bf16 or f64 [n]
   Tensor master;       ///< f32 [n], optional

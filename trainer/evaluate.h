@@ -13,8 +13,8 @@ struct EvaluationResult {
   double tokens = 0;    ///< trained tokens
 };
 
-/// Goes once over the loader (one_pass) or `rows` packed rows of it (0: all). Collective. Throws Error where the data has no
-/// trained token.
+/// Goes once over the loader (one_pass) or `rows` packed rows of it (0: all). Collective. Throws Error where
+/// the data has no trained token.
 EvaluationResult evaluate(Instance& instance, Loader& loader, std::int64_t rows, HostGroup& world);
 
 }  // namespace lapidary

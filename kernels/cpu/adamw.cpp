@@ -85,6 +85,7 @@ void update(const AdamW& op) {
   const std::int64_t count = op.param.numel(), pieces = (count + kPiece - 1) / kPiece;
   const AdamWFactors<F> factors = adamw_factors<F>(op);
   const F grad_factor = *op.grad_factor.as<F>();
+  if (grad_factor == F{0}) return;  // the gradient is not finite
   const bool random = op.m.dtype() == DType::bf16 || op.v.dtype() == DType::bf16 ||
                       (op.param.dtype() == DType::bf16 && !op.master && !op.remainder);
 #pragma omp parallel for schedule(static) if (count >= kParallelElements / 4)

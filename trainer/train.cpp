@@ -1,0 +1,322 @@
+#include "trainer/train.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <limits>
+#include <ostream>
+
+#include "kernels/check.h"
+#include "kernels/checksum.h"
+#include "trainer/config_text.h"
+#include "trainer/flops.h"
+#include "trainer/loss_curve.h"
+#include "trainer/metrics.h"
+#include "trainer/schedule.h"
+#include "trainer/stop_signal.h"
+#include "trainer/training_run.h"
+
+namespace lapidary {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// What happened since the last logged step.
+struct Interval {
+  Clock::time_point start = Clock::now();
+  StepWork work;             ///< of this rank
+  std::int64_t targets = 0;  ///< of all ranks
+  double waited_before = 0;  ///< Loader's seconds_waited at the start
+};
+
+class Trainer {
+ public:
+  Trainer(TrainingRun& run, std::ostream& console)
+      : run_(run), console_(console), config_yaml_(config_to_yaml(run.config())) {}
+
+  ExitCode train() {
+    start();
+    StopRequest request = StopRequest::none;
+    while (progress_.step < run_.config().train.steps && request != StopRequest::stop) {
+      const StepBatches data = run_.data().next();
+      const double loss = train_step(data);
+      if (progress_.step % run_.config().log.every == 0) log(loss, data);
+      if (due(run_.config().validation.every)) validate();
+      request = agree_on_stop();
+      if (due(run_.config().checkpoint.every) || request != StopRequest::none) save();
+    }
+    return finish(request);
+  }
+
+ private:
+  bool leads() const { return run_.world().rank() == 0; }
+  bool due(std::int64_t every) const { return every > 0 && progress_.step % every == 0; }
+
+  /// Weights and position of a new or a resumed run, and the first lines of its log.
+  void start() {
+    const RunConfig& config = run_.config();
+    prepare_folder();
+    run_.start_weights();
+    if (const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_)) {
+      progress_ = *resumed;
+      require(progress_.seed == config.run.seed,
+              "run.seed is {}, but the checkpoint was written with seed {}: its data order "
+              "would change; set run.seed to {} or checkpoint.resume to none",
+              config.run.seed, progress_.seed, progress_.seed);
+      run_.data().seek(progress_.data);
+      saved_step_ = progress_.step;
+    }
+    progress_.seed = config.run.seed;
+    if (leads()) {
+      print_start();
+      MetricsOptions options;
+      options.path = run_.directory() + "/metrics.jsonl";
+      options.total_steps = config.train.steps;
+      options.start_step = progress_.step;
+      options.ranks = run_.world().size();
+      options.device = run_.backend().description();
+      options.peak_flops = peak_flops(options.device, config.run.precision).value_or(0) * run_.world().size();
+      metrics_.emplace(options, console_);
+    }
+    if (progress_.step == 0 && config.validation.every > 0) validate();
+    interval_ = {};
+    interval_.waited_before = run_.data().stats().seconds_waited;
+  }
+
+  void prepare_folder() {
+    run_.world().all_or_error("preparing the run's folder", [&] {
+      if (!leads()) return;
+      const std::filesystem::path folder = run_.directory();
+      std::error_code error;
+      std::filesystem::create_directories(folder, error);
+      require(!error, "run.directory: {} cannot be created: {}", folder.string(), error.message());
+      const std::filesystem::path saved = folder / "config.yaml", fresh = folder / ".config.yaml";
+      std::filesystem::remove(fresh, error);
+      write_new_text_file(fresh.string(), config_yaml_);
+      publish(fresh.string(), saved.string());
+    });
+  }
+
+  void print_start() {
+    const MemoryPlan& plan = run_.plan();
+    console_ << fmt::format("{} parameters, {} ranks ({} x {}, vocabulary over {}), {} on {}\n",
+                            run_.setup().table.trainable_elements(), run_.world().size(),
+                            plan.mesh.replicate(), plan.mesh.shard, plan.mesh.vocabulary,
+                            name_of(run_.setup().options.model.type), run_.backend().description());
+    console_ << fmt::format(
+        "Memory a rank: {} (weights {}, gradients {}, optimizer {}, gathered {}, activations {}, workspace "
+        "{})\n",
+        format_bytes(plan.total()), format_bytes(plan.weights), format_bytes(plan.gradients),
+        format_bytes(plan.optimizer), format_bytes(plan.gathered), format_bytes(plan.activations),
+        format_bytes(plan.workspace));
+    console_ << fmt::format("Data: {} documents, {} tokens in {}\n", run_.data().documents(),
+                            run_.data().tokens(), run_.config().data.train.front().path.text);
+    console_.flush();
+  }
+
+  /// Forward, backward and update for one global batch; returns its mean loss.
+  double train_step(const StepBatches& data) {
+    Instance& instance = run_.instance();
+    HostGroup& world = run_.world();
+    const std::int64_t step = progress_.step + 1;
+    inject_fault(step);
+    StepWork work;
+    std::vector<std::int64_t> counts = {0, 0};  // target tokens, tokens
+    for (const Batch& batch : data.micro) {
+      work += work_of(batch, run_.setup().model.pad_id);
+      counts[0] += batch.target_tokens();
+    }
+    counts[1] = work.tokens;
+    interval_.work += work;
+    world.all_reduce(counts, HostGroup::Reduce::sum, "tokens of a step");
+    const std::int64_t targets = counts[0];
+    interval_.targets += targets;
+    require(targets > 0,
+            "step {}: no token of the global batch is to be predicted (rows {} to {}): check the data with "
+            "`lapidary data show`",
+            step, data.first_row, data.first_row + data.rows - 1);
+
+    instance.begin_step();
+    for (std::size_t i = 0; i < data.micro.size(); ++i) {
+      instance.run_training(data.micro[i], 1.0 / static_cast<double>(targets), i + 1 == data.micro.size());
+    }
+    const RunConfig& config = run_.config();
+    lr_ = learning_rate(config.schedule, config.optimizer.lr, step, config.train.steps);
+    instance.finish_step(lr_, step);
+    const double loss = read_step(step, static_cast<double>(targets));
+    progress_.step = step;
+    progress_.tokens += counts[1];
+    progress_.data = run_.data().position();
+    return loss;
+  }
+
+  /// Loss and norm of the step on the host. Where one is not finite the update left the weights as they were;
+  /// the run ends.
+  double read_step(std::int64_t step, double targets) {
+    std::vector<double> totals = run_.instance().read_totals();
+    norm_ = run_.instance().read_norm();
+    const bool broken_here = !std::isfinite(totals[kTotalLoss]);
+    HostGroup& world = run_.world();
+    const std::int64_t first_broken = world.all_reduce(
+        std::int64_t{broken_here ? world.rank() : world.size()}, HostGroup::Reduce::min, "state of a step");
+    world.all_reduce(totals, HostGroup::Reduce::sum, "loss of a step");
+    if (first_broken < world.size()) {
+      throw Error(fmt::format("step {}: the loss is not finite (first seen on rank {}); nothing was updated "
+                              "or saved, the last "
+                              "checkpoint is that of step {}",
+                              step, first_broken, saved_step_),
+                  ExitCode::numeric);
+    }
+    if (!std::isfinite(norm_)) {
+      throw Error(
+          fmt::format(
+              "step {}: the gradient norm is not finite (loss {}); nothing was updated or saved, the last "
+              "checkpoint is that of step {}",
+              step, totals[kTotalLoss] / targets, saved_step_),
+          ExitCode::numeric);
+    }
+    return totals[kTotalLoss] / targets;
+  }
+
+  void log(double loss, const StepBatches& data) {
+    HostGroup& world = run_.world();
+    StepWork& w = interval_.work;
+    std::vector<std::int64_t> counts = {w.tokens, w.full_pairs, w.sliding_pairs, w.image_tokens,
+                                        w.audio_tokens};
+    world.all_reduce(counts, HostGroup::Reduce::sum, "counts of a step");
+    w = {counts[0], counts[1], counts[2], counts[3], counts[4]};
+    const double waited = run_.data().stats().seconds_waited;
+    StepRecord record;
+    record.data_wait_seconds =
+        world.all_reduce(waited - interval_.waited_before, HostGroup::Reduce::max, "data wait");
+    if (leads()) {
+      record.step = progress_.step;
+      record.loss = loss;
+      record.grad_norm = norm_;
+      record.lr = lr_;
+      record.tokens = w.tokens;
+      record.target_tokens = interval_.targets;
+      record.total_tokens = progress_.tokens;
+      record.seconds = seconds_since(interval_.start);
+      record.flops = training_flops(run_.setup().model, w);
+      const std::string hash = checksum_of({reinterpret_cast<const char*>(data.samples.data()),
+                                            data.samples.size() * sizeof(data.samples[0])});
+      record.data_hash = std::stoull(hash.substr(0, 16), nullptr, 16);
+      metrics_->step(record);
+    }
+    interval_ = {};
+    interval_.waited_before = waited;
+  }
+
+  void validate() {
+    if (!run_.has_validation()) return;
+    const auto start = Clock::now();
+    const EvaluationResult result = run_.validate();
+    validation_loss_ = result.loss;
+    if (leads())
+      metrics_->validation(progress_.step, result.loss, static_cast<std::int64_t>(result.tokens),
+                           seconds_since(start));
+    interval_.start += Clock::now() - start;  // not the training's time
+  }
+
+  void save() {
+    if (saved_step_ == progress_.step) return;
+    const auto start = Clock::now();
+    try {
+      const std::string path = run_.checkpoints().save(progress_, config_yaml_, validation_loss_);
+      saved_step_ = progress_.step;
+      if (leads()) metrics_->checkpoint(progress_.step, path, seconds_since(start));
+    } catch (const Error& e) {
+      // A disk that is full or slow costs a checkpoint, not the run; a rank that is gone ends it.
+      if (e.code() == ExitCode::peer_lost && saves_failed_ >= kFailedSavesAllowed) throw;
+      ++saves_failed_;
+      if (leads()) metrics_->note(fmt::format("step {}: NOT saved: {}", progress_.step, e.what()));
+    }
+    interval_.start += Clock::now() - start;
+  }
+
+  StopRequest agree_on_stop() {
+    const auto mine = static_cast<std::int64_t>(signals_.take());
+    return static_cast<StopRequest>(run_.world().all_reduce(mine, HostGroup::Reduce::max, "signals"));
+  }
+
+  ExitCode finish(StopRequest request) {
+    const bool stopped = request == StopRequest::stop && progress_.step < run_.config().train.steps;
+    if (!stopped && run_.config().validation.every > 0 && !due(run_.config().validation.every)) validate();
+    save();
+    if (leads()) {
+      metrics_->end(progress_.step, stopped ? "stopped by a signal" : "finished");
+      write_loss_curve(run_.directory() + "/metrics.jsonl", run_.directory() + "/loss.svg");
+    }
+    return stopped ? ExitCode::interrupted : ExitCode::ok;
+  }
+
+  /// What tests ask for (fault.*): refused by the configuration unless the environment allows it.
+  void inject_fault(std::int64_t step) {
+    const RunConfig::Fault& fault = run_.config().fault;
+    if (fault.kind == FaultKind::none || fault.step != step || fault.rank != run_.world().rank()) return;
+    switch (fault.kind) {
+      case FaultKind::throw_error:
+        fail("fault.kind: this rank was told to fail at step {}", step);
+      case FaultKind::kill:
+        kill(getpid(), SIGKILL);
+        break;
+      case FaultKind::hang:
+        for (;;) pause();
+      case FaultKind::nan:
+        run(run_.instance().stream(), Fill{.x = run_.instance().shards().back()->weight.row_range(0, 1),
+                                           .value = std::numeric_limits<double>::quiet_NaN()});
+        break;
+      case FaultKind::none:
+        break;
+    }
+  }
+
+  static constexpr int kFailedSavesAllowed = 3;
+
+  TrainingRun& run_;
+  std::ostream& console_;
+  std::string config_yaml_;
+  StopSignals signals_;
+  std::optional<Metrics> metrics_;  ///< rank 0 only
+  RunProgress progress_;
+  Interval interval_;
+  double lr_ = 0, norm_ = 0;
+  std::optional<double> validation_loss_;
+  std::int64_t saved_step_ = -1;
+  int saves_failed_ = 0;
+};
+
+}  // namespace
+
+int train(const RunConfig& config, HostGroup& world, const NodePlace& place, std::ostream& console) {
+  require(!config.data.train.empty(), "data.train: no data set is given");
+  TrainingRun run(config, world, place, true);
+  return static_cast<int>(Trainer(run, console).train());
+}
+
+int evaluate_run(const RunConfig& config, const std::string& checkpoint, HostGroup& world,
+                 const NodePlace& place, std::ostream& console) {
+  require(!config.data.validation.empty(), "data.validation: no data set is given");
+  TrainingRun run(config, world, place, false);
+  const std::int64_t step =
+      run.checkpoints().load_weights_only(checkpoint.empty() ? run.directory() + "/checkpoints" : checkpoint);
+  const EvaluationResult r = run.validate();
+  if (world.rank() == 0) {
+    console << fmt::format(
+        "step {}: loss {:.6f}, negative log-likelihood {:.6f}, perplexity {:.4f}, accuracy {:.2f} %, {} "
+        "tokens\n",
+        step, r.loss, r.nll, std::exp(r.nll), 100 * r.accuracy, static_cast<std::int64_t>(r.tokens));
+  }
+  return 0;
+}
+
+}  // namespace lapidary

@@ -1,0 +1,86 @@
+#include "trainer/training_run.h"
+
+#include "kernels/check.h"
+#include "model/weights.h"
+
+namespace lapidary {
+
+TokenLayout token_layout(const ModelConfig& c) {
+  TokenLayout out;
+  out.vocabulary = static_cast<std::int32_t>(c.vocabulary);
+  out.pad = c.pad_id;
+  out.eos = c.eos_id;
+  out.bos = c.bos_id;
+  out.begin_image = c.begin_image_id;
+  out.image = c.image_id;
+  out.end_image = c.end_image_id;
+  out.begin_audio = c.begin_audio_id;
+  out.audio = c.audio_id;
+  out.end_audio = c.end_audio_id;
+  out.video = c.video_id;
+  out.patch_width = static_cast<std::int32_t>(c.vision.patch_width());
+  out.frame_width = static_cast<std::int32_t>(c.audio.frame_width);
+  return out;
+}
+
+TrainingRun::TrainingRun(const RunConfig& config, HostGroup& world, const NodePlace& place, bool training)
+    : config_(&config),
+      world_(&world),
+      device_(choose_device(config.run.device)),
+      setup_(make_run_setup(config, world.size(), world.rank(), place.ranks_per_node, training)),
+      plan_(make_plan(setup_, device_)),
+      backend_(device_ == Device::cuda ? &cuda_backend(place.local_rank) : &cpu_backend()),
+      mesh_(make_mpi_mesh(setup_.mesh, *backend_)) {
+  // A node's ranks share its memory; each GPU has its own.
+  const std::size_t sharers = device_ == Device::cuda ? 1 : static_cast<std::size_t>(place.ranks_per_node);
+  check_fits(plan_, backend_->memory().free / sharers, device_);
+  world.all_or_error("opening the training data", [&] {
+    if (training) data_ = std::make_unique<Loader>(loader_options(config.data.train, false));
+  });
+  instance_ =
+      std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, *backend_, plan_.sizes);
+  checkpoints_ = std::make_unique<RunCheckpoints>(directory() + "/checkpoints", config.checkpoint, *instance_,
+                                                  mesh_, world);
+}
+
+LoaderOptions TrainingRun::loader_options(const std::vector<ConfiguredSource>& sources, bool one_pass) const {
+  LoaderOptions out;
+  for (const ConfiguredSource& s : sources) out.sources.push_back({s.path.resolve(), s.weight});
+  out.layout = token_layout(setup_.model);
+  out.sequence_length = config_->data.sequence_length;
+  out.rows_per_step = config_->train.rows_per_step;
+  out.rows_per_micro = config_->train.rows_per_rank;
+  out.seed = static_cast<std::uint64_t>(config_->run.seed);
+  out.shuffle = !one_pass;
+  out.one_pass = one_pass;
+  out.skip_too_long = config_->data.overlong == Overlong::skip;
+  out.window = static_cast<std::int32_t>(setup_.model.window);
+  out.image_attention = config_->model.image_attention;
+  out.rank = world_->rank();
+  out.ranks = world_->size();
+  out.read_ahead_bytes = config_->data.read_ahead;
+  return out;
+}
+
+void TrainingRun::start_weights() {
+  Stream& stream = instance_->stream();
+  if (config_->model.weights.is("random")) {
+    initialize_weights(stream, setup_.model, setup_.table, instance_->shards(),
+                       static_cast<std::uint64_t>(config_->run.seed));
+  } else {
+    world_->all_or_error("loading the weights", [&] {
+      load_weights(stream, setup_.table, instance_->shards(), config_->model.weights.resolve());
+    });
+  }
+  instance_->weights_loaded();
+}
+
+EvaluationResult TrainingRun::validate() {
+  std::unique_ptr<Loader> loader;
+  world_->all_or_error("opening the validation data", [&] {
+    loader = std::make_unique<Loader>(loader_options(config_->data.validation, true));
+  });
+  return evaluate(*instance_, *loader, config_->validation.rows, *world_);
+}
+
+}  // namespace lapidary
