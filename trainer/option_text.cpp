@@ -55,7 +55,8 @@ Complaint read_path(const Option& option, const YamlNode& node, ConfigPath& path
 }
 
 // "path" or {path: ..., weight: ...}.
-std::vector<PlacedComplaint> read_source(const Option& option, const YamlNode& node, ConfiguredSource& source) {
+std::vector<PlacedComplaint> read_source(const Option& option, const YamlNode& node,
+                                         ConfiguredSource& source) {
   if (node.kind == YamlNode::Kind::scalar) {
     auto complaint = read_path(option, node, source.path);
     if (complaint.empty()) return {};
