@@ -1,1 +1,1 @@
-check_includes: 1 include1 against the rules
+check_includes: 2 include2 against the rules
