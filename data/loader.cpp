@@ -47,22 +47,6 @@ std::string order_in_words(const LoaderOptions& options) {
   return words;
 }
 
-RowSource open_source(const LoaderOptions& options) {
-  std::vector<std::string> paths;
-  std::vector<double> weights;
-  for (const DataSource& source : options.sources) {
-    paths.push_back(source.path);
-    weights.push_back(source.weight);
-  }
-  return RowSource(paths, weights,
-                   {.sequence_length = options.sequence_length,
-                    .seed = options.seed,
-                    .shuffle = options.shuffle,
-                    .one_pass = options.one_pass,
-                    .look_ahead = options.look_ahead,
-                    .skip_too_long = options.skip_too_long});
-}
-
 void check_options(const LoaderOptions& options) {
   require(options.ranks >= 1 && options.rank >= 0 && options.rank < options.ranks, "loader: rank {} of {}",
           options.rank, options.ranks);
@@ -107,12 +91,8 @@ struct Loader::Impl {
   std::exception_ptr error;
 };
 
-Loader::Impl::Impl(LoaderOptions given)
-    : options(std::move(given)), source((check_options(options), open_source(options))) {
-  if (options.layout) {
-    require_same_layout(source.layout(), options.sources.front().path, *options.layout,
-                        "the model's configuration");
-  }
+Loader::Impl::Impl(LoaderOptions given) : options(std::move(given)), source(options) {
+  check_options(options);
   Checksum checksum;
   for (const auto& set : source.sets()) {
     checksum.add(set->manifest().checksum.data(), set->manifest().checksum.size());

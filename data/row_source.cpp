@@ -8,21 +8,23 @@ namespace lapidary {
 
 namespace {
 
-std::vector<std::unique_ptr<DataSet>> open_sets(const std::vector<std::string>& paths) {
-  require(!paths.empty(), "no data set is given");
+std::vector<std::unique_ptr<DataSet>> open_sets(const LoaderOptions& options) {
+  require(!options.sources.empty(), "no data set is given");
   std::vector<std::unique_ptr<DataSet>> sets;
-  for (const std::string& path : paths) {
-    sets.push_back(std::make_unique<DataSet>(path));
-    require_same_layout(sets.back()->manifest().layout, path, sets.front()->manifest().layout, paths.front());
+  for (const DataSource& source : options.sources) {
+    sets.push_back(std::make_unique<DataSet>(source.path));
+    const TokenLayout& found = sets.back()->manifest().layout;
+    if (options.layout) require_same_layout(found, source.path, *options.layout, "the model's configuration");
+    require_same_layout(found, source.path, sets.front()->manifest().layout, options.sources.front().path);
   }
   return sets;
 }
 
 std::vector<SourceLengths> lengths_of(const std::vector<std::unique_ptr<DataSet>>& sets,
-                                      const std::vector<double>& weights) {
+                                      const LoaderOptions& options) {
   std::vector<SourceLengths> lengths;
   for (std::size_t s = 0; s < sets.size(); ++s) {
-    lengths.push_back({sets[s]->directory().string(), weights[s], sets[s]->document_tokens(),
+    lengths.push_back({options.sources[s].path, options.sources[s].weight, sets[s]->document_tokens(),
                        sets[s]->document_feature_kib()});
   }
   return lengths;
@@ -30,9 +32,14 @@ std::vector<SourceLengths> lengths_of(const std::vector<std::unique_ptr<DataSet>
 
 }  // namespace
 
-RowSource::RowSource(const std::vector<std::string>& paths, const std::vector<double>& weights,
-                     const PackingOptions& options)
-    : sets_(open_sets(paths)), plan_(lengths_of(sets_, weights), options) {}
+RowSource::RowSource(const LoaderOptions& options)
+    : sets_(open_sets(options)),
+      plan_(lengths_of(sets_, options), {.sequence_length = options.sequence_length,
+                                         .seed = options.seed,
+                                         .shuffle = options.shuffle,
+                                         .one_pass = options.one_pass,
+                                         .look_ahead = options.look_ahead,
+                                         .skip_too_long = options.skip_too_long}) {}
 
 std::vector<std::vector<Document>> RowSource::read(std::span<const Row> rows, bool with_sources) {
   // Grouped by data set, read together, and dealt out again.

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string>
 #include <vector>
 
+#include "data/loader_options.h"
 #include "data/packing.h"
 #include "data/shard_reader.h"
 
@@ -14,9 +14,9 @@ namespace lapidary {
 
 class RowSource {
  public:
-  /// Error where a data set is damaged or the token layouts differ.
-  RowSource(const std::vector<std::string>& paths, const std::vector<double>& weights,
-            const PackingOptions& options);
+  /// Opens options.sources. Error where a data set is damaged, the token layouts differ from each other or
+  /// from options.layout, or the documents cannot be planned.
+  explicit RowSource(const LoaderOptions& options);
 
   RowPlan& plan() { return plan_; }
   const RowPlan& plan() const { return plan_; }
