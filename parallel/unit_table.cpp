@@ -67,7 +67,7 @@ Tensor UnitTable::view(const Tensor& unit, int parameter) const {
 
 Tensor UnitTable::view(const Tensor& unit, int first, int count) const {
   const ParameterSpec& spec = parameters_[static_cast<std::size_t>(first)];
-  require(count >= 1 && static_cast<std::size_t>(first + count) <= parameters_.size(),
+  require(count >= 1 && first + count <= static_cast<int>(parameters_.size()),
           "{} and {} parameters behind it: the table ends before", spec.name, count - 1);
   std::int64_t rows = spec.shape[0];
   for (int next = first + 1; next < first + count; ++next) {

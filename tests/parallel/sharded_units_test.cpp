@@ -137,7 +137,8 @@ class Training {
   static constexpr std::size_t kArena = std::size_t{1} << 20;
 
   double part(int rank, int micro_batch, std::size_t p, std::size_t i) const {
-    return coarse(noise(static_cast<std::uint64_t>(rank * 100 + micro_batch), p, i));
+    const int who = rank * 100 + micro_batch;
+    return coarse(noise(static_cast<std::uint64_t>(who), p, i));
   }
 
   void for_each_element(
