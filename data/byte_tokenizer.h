@@ -21,6 +21,7 @@ class ByteTokenizer : public Tokenizer {
   std::string piece(std::int32_t id) const override;
   std::int32_t vocabulary() const override { return kVocabulary; }
   const std::string& name() const override;
+  const std::string& fingerprint() const override { return name(); }
 };
 
 }  // namespace lapidary

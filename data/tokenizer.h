@@ -47,6 +47,8 @@ class Tokenizer {
   virtual std::int32_t vocabulary() const = 0;
   /// Where it came from, for messages and manifests: "bytes" or the file's path.
   virtual const std::string& name() const = 0;
+  /// Tells vocabularies apart that may have the same name: a checksum of the file.
+  virtual const std::string& fingerprint() const = 0;
 
   /// The ids that shards carry. Error where pad, eos or bos do not exist; the others become -1 where they do
   /// not.
