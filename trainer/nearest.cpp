@@ -29,7 +29,7 @@ int edit_distance(std::string_view a, std::string_view b) {
 }
 
 int misspelling_bound(std::string_view word) {
-  return word.size() <= 3 ? 1 : static_cast<int>(word.size() / 3) + 1;
+  return word.size() <= 3 ? 0 : static_cast<int>(word.size() / 3) + 1;
 }
 
 std::string nearest(const std::string& word, const std::vector<std::string>& known) {

@@ -10,7 +10,8 @@ namespace lapidary {
 /// computed, the longer length is returned.
 int edit_distance(std::string_view a, std::string_view b);
 
-/// How far a misspelling of this word may be from what was meant and still be recognised.
+/// How far a misspelling of this word may be from what was meant and still be recognised: of three letters,
+/// one that is wrong makes another word (gpu, cpu).
 int misspelling_bound(std::string_view word);
 
 /// The nearest of `known` within misspelling_bound(word); empty if there is none. The first of equals.

@@ -319,7 +319,7 @@ std::string suggest_option(const std::string& path) {
   const std::string section = dot == std::string::npos ? "" : path.substr(0, dot);
   const std::string leaf = path.substr(dot == std::string::npos ? 0 : dot + 1);
   std::string best;
-  int best_distance = misspelling_bound(leaf) + 1;
+  int best_distance = std::max(1, misspelling_bound(leaf)) + 1;  // 1: the right key in another section
   const auto consider = [&](int distance, const Option& option) {
     if (distance >= best_distance) return;
     best = option.path;

@@ -1,0 +1,98 @@
+// The options of every subcommand.
+#include "launch/command_syntax.h"
+#include "launch/commands.h"
+#include "trainer/config_text.h"
+
+namespace lapidary {
+namespace {
+
+constexpr std::int64_t kMostRows = std::int64_t{1} << 40;
+
+void describe_config(ConfigArguments& a, CommandSyntax& syntax) {
+  syntax.texts("config,c", "FILE", a.sources.files,
+               "YAML configuration; of equal keys the later file's counts");
+  syntax.texts("set", "KEY=VALUE", a.sources.settings, "a key of the configuration, after all files");
+  syntax.flag("dump-config", a.dump, "print the configuration that results, and do nothing else");
+}
+
+}  // namespace
+
+void describe(TrainArguments& a, CommandSyntax& syntax) {
+  describe_config(a.config, syntax);
+  syntax.epilogue("Configuration keys [default]:\n\n" + config_help());
+}
+
+void describe(EvalArguments& a, CommandSyntax& syntax) {
+  describe_config(a.config, syntax);
+  syntax.text("checkpoint", "FOLDER", a.checkpoint,
+              "the checkpoint to evaluate; the run's newest if not given");
+}
+
+void describe(PlanArguments& a, CommandSyntax& syntax) {
+  describe_config(a.config, syntax);
+  syntax.numbers("ranks", a.ranks, 1, 1'000'000, "numbers of ranks to plan for");
+  syntax.number("ranks-per-node", a.ranks_per_node, 1, 1024, "ranks that share a node");
+  syntax.bytes("memory", a.memory, "memory of a rank's device: says what does not fit");
+}
+
+void describe(DataBuildArguments& a, CommandSyntax& syntax) {
+  syntax.texts("input,i", "FILE", a.inputs, "JSONL file of samples; paths in it are relative to it");
+  syntax.text("output,o", "FOLDER", a.output, "where the shards go");
+  syntax.text("tokenizer", "NAME", a.tokenizer, "bytes, or the path of a tokenizer.json");
+  syntax.text("train-on", "PART", a.train_on, "what is trained: all, answers or last_answer");
+  syntax.number("image-tokens", a.image_tokens, 1, 1 << 20, "most soft tokens of an image");
+  syntax.real("validation", a.validation, 0, 1, "share of the samples that is held out");
+  syntax.number("workers", a.workers, 0, 4096, "threads; 0: one a core");
+  syntax.require_one("input");
+  syntax.require_one("output");
+  syntax.require_one("tokenizer");
+}
+
+void describe(DataFolderArguments& a, CommandSyntax& syntax) {
+  syntax.positionals("FOLDER", a.folders, "folder of shards");
+  syntax.require_one("FOLDER");
+}
+
+void describe(DataShowArguments& a, CommandSyntax& syntax) {
+  syntax.positional("FOLDER", a.folder, "folder of shards");
+  syntax.number("row", a.row, 0, kMostRows, "which packed row, in the order of training");
+  syntax.number("sequence-length", a.sequence_length, 2, 1 << 20, "as data.sequence_length");
+  syntax.number("seed", a.seed, 0, std::int64_t{1} << 53, "as run.seed");
+  syntax.text("tokenizer", "NAME", a.tokenizer, "bytes, or the path of a tokenizer.json, to show text");
+  syntax.require_one("FOLDER");
+  syntax.require_one("row");
+}
+
+void describe(CheckpointInspectArguments& a, CommandSyntax& syntax) {
+  syntax.positional("CHECKPOINT", a.checkpoint, "folder of a checkpoint");
+  syntax.require_one("CHECKPOINT");
+}
+
+void describe(ParityArguments& a, CommandSyntax& syntax) {
+  syntax.text("reference", "FOLDER", a.reference,
+              "config.json, model.safetensors, inputs and outputs of a reference");
+  syntax.word("device", a.device, {"auto", "cpu", "cuda"}, "where to compute");
+  syntax.flag("float64", a.float64, "compute in float64 (CPU only): how much of a difference is rounding");
+  syntax.real(
+      "tolerance", a.tolerance, 0, 1,
+      "relative L2 of hidden states and gradients; a tenth of it for token losses, a fiftieth for the loss");
+  syntax.flag("trajectory", a.trajectory, "also train the reference's steps and compare their losses");
+  syntax.word("activations", a.activations,
+              {"keep", "recompute_cheap", "recompute_gate_up", "recompute_block"}, "as memory.activations");
+  syntax.number("zero", a.zero, 2, 3, "as parallel.zero");
+  syntax.require_one("reference");
+}
+
+void describe(ConfigShowArguments& a, CommandSyntax& syntax) {
+  describe_config(a.config, syntax);
+  syntax.flag("changed", a.changed, "only required keys and those that differ from their default");
+}
+
+void describe(ConfigCheckArguments& a, CommandSyntax& syntax) {
+  describe_config(a.config, syntax);
+  syntax.epilogue("Configuration keys [default]:\n\n" + config_help());
+}
+
+void describe(ConfigReferenceArguments&, CommandSyntax&) {}
+
+}  // namespace lapidary

@@ -1,0 +1,118 @@
+// Every subcommand of the program: the arguments it was given, and the function that does it. Arguments are
+// checked for their form when they are read (command_arguments.cpp); each run_* returns the program's exit
+// code or throws Error.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/device.h"
+#include "trainer/config_reader.h"
+#include "trainer/run_config.h"
+
+namespace lapidary {
+
+class CommandSyntax;
+
+/// -c, --set and --dump-config, which all commands that need a configuration share.
+struct ConfigArguments {
+  ConfigSources sources;
+  bool dump = false;  ///< print what it resolves to instead of doing anything; main sees to that
+};
+
+/// lapidary train
+struct TrainArguments {
+  ConfigArguments config;
+};
+int run_train(const TrainArguments& arguments);
+
+/// lapidary eval
+struct EvalArguments {
+  ConfigArguments config;
+  std::string checkpoint;  ///< a checkpoint's folder; empty: the run's newest
+};
+int run_eval(const EvalArguments& arguments);
+
+/// lapidary plan
+struct PlanArguments {
+  ConfigArguments config;
+  std::vector<int> ranks{1, 2, 8, 64};
+  int ranks_per_node = 8;
+  std::int64_t memory = 0;  ///< bytes a rank's device has; 0: unknown
+};
+int run_plan(const PlanArguments& arguments);
+
+/// lapidary data build
+struct DataBuildArguments {
+  std::vector<std::string> inputs;  ///< JSONL files
+  std::string output;               ///< folder
+  std::string tokenizer;            ///< "bytes", or the path of a tokenizer.json
+  std::string train_on = "answers";
+  std::int64_t image_tokens = 280;  ///< most soft tokens of an image
+  double validation = 0;            ///< share of the samples that is held out
+  std::int64_t workers = 0;         ///< threads; 0: one a core
+};
+int run_data_build(const DataBuildArguments& arguments);
+
+/// lapidary data inspect, lapidary data verify
+struct DataFolderArguments {
+  std::vector<std::string> folders;
+};
+int run_data_inspect(const DataFolderArguments& arguments);
+int run_data_verify(const DataFolderArguments& arguments);
+
+/// lapidary data show
+struct DataShowArguments {
+  std::string folder;
+  std::int64_t row = 0;
+  std::int64_t sequence_length = 8192;
+  std::int64_t seed = 1;
+  std::string tokenizer;  ///< as in DataBuildArguments; empty: the one the data names
+};
+int run_data_show(const DataShowArguments& arguments);
+
+/// lapidary checkpoint inspect
+struct CheckpointInspectArguments {
+  std::string checkpoint;
+};
+int run_checkpoint_inspect(const CheckpointInspectArguments& arguments);
+
+/// lapidary parity
+struct ParityArguments {
+  std::string reference;
+  DeviceChoice device = DeviceChoice::automatic;
+  bool float64 = false;
+  double tolerance = 1e-4;
+  bool trajectory = false;
+  ActivationPolicy activations = ActivationPolicy::keep;
+  int zero = 3;
+};
+int run_parity_command(const ParityArguments& arguments);
+
+/// lapidary config show, check
+struct ConfigShowArguments {
+  ConfigArguments config;
+  bool changed = false;  ///< only what differs from the defaults
+};
+int run_config_show(const ConfigShowArguments& arguments);
+struct ConfigCheckArguments {
+  ConfigArguments config;
+};
+int run_config_check(const ConfigCheckArguments& arguments);
+/// lapidary config reference: the text of docs/configuration.md
+struct ConfigReferenceArguments {};
+int run_config_reference(const ConfigReferenceArguments& arguments);
+
+void describe(TrainArguments& a, CommandSyntax& syntax);
+void describe(EvalArguments& a, CommandSyntax& syntax);
+void describe(PlanArguments& a, CommandSyntax& syntax);
+void describe(DataBuildArguments& a, CommandSyntax& syntax);
+void describe(DataFolderArguments& a, CommandSyntax& syntax);
+void describe(DataShowArguments& a, CommandSyntax& syntax);
+void describe(CheckpointInspectArguments& a, CommandSyntax& syntax);
+void describe(ParityArguments& a, CommandSyntax& syntax);
+void describe(ConfigShowArguments& a, CommandSyntax& syntax);
+void describe(ConfigCheckArguments& a, CommandSyntax& syntax);
+void describe(ConfigReferenceArguments& a, CommandSyntax& syntax);
+
+}  // namespace lapidary
