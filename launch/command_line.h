@@ -23,7 +23,8 @@ bool dump_if_asked(const ConfigArguments& config, std::ostream& out);
 /// A command whose words fill an Arguments, as its describe() says. --help and --dump-config never reach
 /// `run`.
 template <class Arguments>
-Command make_command(const std::string& name, const std::string& summary, int (*run)(const Arguments&)) {
+Command make_command(const std::string& name, const std::string& summary,
+                     const std::function<int(const Arguments&)>& run) {
   return {name, summary, [=](const std::vector<std::string>& words) {
             Arguments arguments;
             CommandSyntax syntax("lapidary " + name, summary);
@@ -37,6 +38,20 @@ Command make_command(const std::string& name, const std::string& summary, int (*
             }
             return run(arguments);
           }};
+}
+
+template <class Arguments>
+Command make_command(const std::string& name, const std::string& summary, int (*run)(const Arguments&)) {
+  return make_command<Arguments>(name, summary, std::function<int(const Arguments&)>(run));
+}
+
+/// A command of all ranks; the session must outlive it.
+template <class Arguments>
+Command make_command(const std::string& name, const std::string& summary,
+                     int (*run)(const Arguments&, const MpiSession&), const MpiSession& session) {
+  return make_command<Arguments>(
+      name, summary,
+      std::function<int(const Arguments&)>([run, &session](const Arguments& a) { return run(a, session); }));
 }
 
 /// Finds the command that the words begin with and runs it with the rest; --help and --version by itself.

@@ -13,6 +13,7 @@
 namespace lapidary {
 
 class CommandSyntax;
+class MpiSession;
 
 /// -c, --set and --dump-config, which all commands that need a configuration share.
 struct ConfigArguments {
@@ -24,14 +25,14 @@ struct ConfigArguments {
 struct TrainArguments {
   ConfigArguments config;
 };
-int run_train(const TrainArguments& arguments);
+int run_train(const TrainArguments& arguments, const MpiSession& session);
 
 /// lapidary eval
 struct EvalArguments {
   ConfigArguments config;
   std::string checkpoint;  ///< a checkpoint's folder; empty: the run's newest
 };
-int run_eval(const EvalArguments& arguments);
+int run_eval(const EvalArguments& arguments, const MpiSession& session);
 
 /// lapidary plan
 struct PlanArguments {
@@ -87,7 +88,7 @@ struct ParityArguments {
   ActivationPolicy activations = ActivationPolicy::keep;
   int zero = 3;
 };
-int run_parity_command(const ParityArguments& arguments);
+int run_parity_command(const ParityArguments& arguments, const MpiSession& session);
 
 /// lapidary config show, check
 struct ConfigShowArguments {

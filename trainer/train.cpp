@@ -244,7 +244,9 @@ class Trainer {
   }
 
   StopRequest agree_on_stop() {
-    const auto mine = static_cast<std::int64_t>(signals_.take());
+    auto mine = static_cast<std::int64_t>(signals_.take());
+    const double limit = run_.config().run.stop_after;
+    if (limit > 0 && seconds_since(begun_) >= limit) mine = static_cast<std::int64_t>(StopRequest::stop);
     return static_cast<StopRequest>(run_.world().all_reduce(mine, HostGroup::Reduce::max, "signals"));
   }
 
@@ -253,7 +255,7 @@ class Trainer {
     if (!stopped && run_.config().validation.every > 0 && !due(run_.config().validation.every)) validate();
     save();
     if (leads()) {
-      metrics_->end(progress_.step, stopped ? "stopped by a signal" : "finished");
+      metrics_->end(progress_.step, stopped ? "stopped by a signal or run.stop_after" : "finished");
       write_loss_curve(run_.directory() + "/metrics.jsonl", run_.directory() + "/loss.svg");
     }
     return stopped ? ExitCode::interrupted : ExitCode::ok;
@@ -286,6 +288,7 @@ class Trainer {
   std::ostream& console_;
   std::string config_yaml_;
   StopSignals signals_;
+  const Clock::time_point begun_ = Clock::now();
   std::optional<Metrics> metrics_;  ///< rank 0 only
   RunProgress progress_;
   Interval interval_;

@@ -1,0 +1,103 @@
+// lapidary data build, inspect, verify, show.
+#include <unistd.h>
+
+#include <filesystem>
+#include <iostream>
+#include <memory>
+
+#include "data/build.h"
+#include "data/byte_tokenizer.h"
+#include "data/show.h"
+#include "kernels/check.h"
+#include "launch/commands.h"
+
+namespace lapidary {
+
+namespace {
+
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name) {
+  if (name == "bytes") return std::make_unique<ByteTokenizer>();
+  fail("tokenizer {}: not one of: bytes", name);
+}
+
+TrainOn train_on(const std::string& word) {
+  if (word == "all") return TrainOn::all;
+  if (word == "answers") return TrainOn::answers;
+  require(word == "last_answer", "--train-on is {}, expected all, answers or last_answer", word);
+  return TrainOn::last_answer;
+}
+
+/// A line that overwrites itself on a terminal and stays silent elsewhere.
+class ProgressLine {
+ public:
+  void operator()(const BuildProgress& p) {
+    if (!isatty(STDERR_FILENO)) return;
+    std::cerr << fmt::format("\r{:3.0f} %  {} samples, {} documents, {} tokens, {} dropped",
+                             p.bytes_total ? 100.0 * static_cast<double>(p.bytes_read) /
+                                                 static_cast<double>(p.bytes_total)
+                                           : 0.0,
+                             p.samples, p.documents, p.tokens, p.dropped)
+              << std::flush;
+    shown_ = true;
+  }
+  ~ProgressLine() {
+    if (shown_) std::cerr << '\n';
+  }
+
+ private:
+  bool shown_ = false;
+};
+
+void print_counts(const char* name, const BuildCounts& c) {
+  std::cout << fmt::format(
+      "{}: {} documents, {} tokens ({} trained), {} images ({} tokens), {} sounds ({} tokens), {} dropped\n",
+      name, c.documents, c.tokens, c.trained_tokens, c.images, c.image_tokens, c.sounds, c.sound_tokens,
+      c.dropped());
+}
+
+}  // namespace
+
+int run_data_build(const DataBuildArguments& arguments) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(arguments.tokenizer);
+  BuildOptions options;
+  options.inputs = arguments.inputs;
+  options.output = arguments.output;
+  options.conversation.train_on = train_on(arguments.train_on);
+  options.media.image.max_soft_tokens = static_cast<std::int32_t>(arguments.image_tokens);
+  options.media.image.any_budget = true;
+  options.validation = arguments.validation;
+  options.threads = static_cast<int>(arguments.workers);
+  ProgressLine progress;
+  const BuildReport report = build_dataset(options, *tokenizer, std::ref(progress));
+  print_counts("train", report.train);
+  if (arguments.validation > 0) print_counts("validation", report.validation);
+  for (const std::string& message : report.dropped_examples) std::cout << "dropped: " << message << '\n';
+  return 0;
+}
+
+int run_data_inspect(const DataFolderArguments& arguments) {
+  constexpr std::int64_t kUsualRow = 8192;
+  for (const std::string& folder : arguments.folders) inspect_data_set(folder, kUsualRow, std::cout);
+  return 0;
+}
+
+int run_data_verify(const DataFolderArguments& arguments) {
+  std::int64_t problems = 0;
+  for (const std::string& folder : arguments.folders) problems += verify_data_set(folder, std::cout);
+  return problems == 0 ? 0 : static_cast<int>(ExitCode::bad_input);
+}
+
+int run_data_show(const DataShowArguments& arguments) {
+  LoaderOptions options;
+  options.sources = {{arguments.folder, 1.0}};
+  options.sequence_length = arguments.sequence_length;
+  options.seed = static_cast<std::uint64_t>(arguments.seed);
+  options.skip_too_long = true;
+  const std::unique_ptr<Tokenizer> tokenizer =
+      open_tokenizer(arguments.tokenizer.empty() ? "bytes" : arguments.tokenizer);
+  show_row(
+      options, arguments.row, [&](std::int32_t id) { return tokenizer->piece(id); }, std::cout);
+  return 0;
+}
+
+}  // namespace lapidary

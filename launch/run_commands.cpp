@@ -1,0 +1,63 @@
+// lapidary train, eval, plan, parity: what runs on all ranks, and the plan of it.
+#include <iostream>
+
+#include "kernels/check.h"
+#include "launch/commands.h"
+#include "parallel/mpi_session.h"
+#include "trainer/parity.h"
+#include "trainer/plan.h"
+#include "trainer/train.h"
+
+namespace lapidary {
+
+namespace {
+
+// Longest that a rank waits for the others on the host: a step of the slowest, a save to a slow file system.
+constexpr auto kHostDeadline = std::chrono::minutes(30);
+
+NodePlace place_of(const MpiSession& session) {
+  return {session.local_rank(), session.ranks_per_node()};
+}
+
+}  // namespace
+
+int run_train(const TrainArguments& arguments, const MpiSession& session) {
+  const RunConfig config = load_config(arguments.config.sources);
+  HostGroup world(MPI_COMM_WORLD, kHostDeadline);
+  return train(config, world, place_of(session), std::cout);
+}
+
+int run_eval(const EvalArguments& arguments, const MpiSession& session) {
+  const RunConfig config = load_config(arguments.config.sources);
+  HostGroup world(MPI_COMM_WORLD, kHostDeadline);
+  return evaluate_run(config, arguments.checkpoint, world, place_of(session), std::cout);
+}
+
+int run_plan(const PlanArguments& arguments) {
+  const RunConfig config = load_config(arguments.config.sources);
+  const Device device =
+      config.run.device == DeviceChoice::cuda ? Device::cuda : choose_device(config.run.device);
+  print_plan(config, arguments.ranks, arguments.ranks_per_node, device,
+             static_cast<std::size_t>(arguments.memory), std::cout);
+  return 0;
+}
+
+int run_parity_command(const ParityArguments& arguments, const MpiSession& session) {
+  const Device device = choose_device(arguments.device);
+  require(!arguments.float64 || device == Device::cpu,
+          "--float64 is computed on the CPU only: use --device cpu");
+  ParityOptions options;
+  options.reference = arguments.reference;
+  options.type = arguments.float64 ? DType::f64 : DType::f32;
+  options.tolerance = arguments.tolerance;
+  options.trajectory = arguments.trajectory;
+  options.activations = arguments.activations;
+  options.zero = arguments.zero;
+  HostGroup world(MPI_COMM_WORLD, kHostDeadline);
+  Backend& backend = device == Device::cuda ? cuda_backend(session.local_rank()) : cpu_backend();
+  Mesh mesh =
+      make_mpi_mesh(resolve_mesh(world.size(), world.rank(), 0, 0, session.ranks_per_node()), backend);
+  return run_parity(options, world, mesh, backend, std::cout) ? 0 : static_cast<int>(ExitCode::bad_input);
+}
+
+}  // namespace lapidary
