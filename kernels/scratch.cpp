@@ -3,68 +3,90 @@
 #include "kernels/cpu/add_rows.h"
 #include "kernels/cpu/attention_backward.h"
 #include "kernels/cpu/row_sums.h"
+#include "kernels/cuda/attention_plan.h"
+#include "kernels/cuda/loss_plan.h"
+#include "kernels/cuda/partials.h"
 #include "kernels/ops.h"
 
 namespace lapidary {
 
 namespace {
 
-std::size_t row_sum_bytes(std::int64_t rows, std::int64_t columns) {
+/// A weight gradient: sums over rows, in parts.
+std::size_t row_sum_bytes(Device device, std::int64_t rows, std::int64_t columns) {
+  if (device == Device::cuda) return partial_bytes(rows, columns);
   return static_cast<std::size_t>(row_sum_count(rows, columns)) * sizeof(double);
 }
 
-std::size_t addition_bytes(std::int64_t additions) {
-  return static_cast<std::size_t>(additions) * sizeof(RowAddition);
+/// The order in which rows are added to a table.
+std::size_t addition_bytes(Device device, std::int64_t additions) {
+  return static_cast<std::size_t>(additions) *
+         (device == Device::cuda ? sizeof(std::int32_t) : sizeof(RowAddition));
+}
+
+template <class Op>
+AttentionSizes attention_sizes(const Op& op) {
+  return {op.q.size(0), op.q.size(1), op.k.size(1), op.q.size(2)};
 }
 
 }  // namespace
 
-std::size_t RmsNormBackward::scratch_bytes(Device) const {
-  return d_weight ? row_sum_bytes(x.rows(), x.cols()) : 0;
+std::size_t RmsNormBackward::scratch_bytes(Device device) const {
+  return d_weight ? row_sum_bytes(device, x.rows(), x.cols()) : 0;
 }
 
-std::size_t ResidualNormBackward::scratch_bytes(Device) const {
-  return row_sum_bytes(branch.rows(), (next_weight ? 2 : 1) * branch.cols());
+std::size_t ResidualNormBackward::scratch_bytes(Device device) const {
+  return row_sum_bytes(device, branch.rows(), (next_weight ? 2 : 1) * branch.cols());
 }
 
-std::size_t LayerNormBackward::scratch_bytes(Device) const {
-  return row_sum_bytes(x.rows(), 2 * x.cols());
+std::size_t LayerNormBackward::scratch_bytes(Device device) const {
+  return row_sum_bytes(device, x.rows(), 2 * x.cols());
 }
 
-std::size_t QkvNormRopeBackward::scratch_bytes(Device) const {
-  return row_sum_bytes(qkv.rows(), 2 * q_weight.numel());
+std::size_t QkvNormRopeBackward::scratch_bytes(Device device) const {
+  return row_sum_bytes(device, qkv.rows(), 2 * q_weight.numel());
 }
 
-std::size_t Attention::scratch_bytes(Device) const {
-  return 0;
+std::size_t Attention::scratch_bytes(Device device) const {
+  return device == Device::cuda ? forward_score_bytes(attention_sizes(*this)) : 0;
 }
 
-std::size_t AttentionBackward::scratch_bytes(Device) const {
-  return attention_backward_scratch(*this);
+std::size_t AttentionBackward::scratch_bytes(Device device) const {
+  return device == Device::cuda ? backward_scratch(attention_sizes(*this)).total()
+                                : attention_backward_scratch(*this);
 }
 
-std::size_t EmbeddingBackward::scratch_bytes(Device) const {
-  return addition_bytes(ids.numel());
+std::size_t EmbeddingBackward::scratch_bytes(Device device) const {
+  return addition_bytes(device, ids.numel());
 }
 
-std::size_t BiasBackward::scratch_bytes(Device) const {
-  return row_sum_bytes(dy.rows(), dy.cols());
+std::size_t BiasBackward::scratch_bytes(Device device) const {
+  if (device == Device::cuda)
+    return static_cast<std::size_t>(bias_partial_rows(dy.rows()) * dy.cols()) * sizeof(float);
+  return row_sum_bytes(device, dy.rows(), dy.cols());
 }
 
-std::size_t GridEmbeddingBackward::scratch_bytes(Device) const {
-  return addition_bytes(xy.numel());
+std::size_t GridEmbeddingBackward::scratch_bytes(Device device) const {
+  return addition_bytes(device, xy.numel());
 }
 
-std::size_t LossScores::scratch_bytes(Device) const {
-  return 0;
+std::size_t LossScores::scratch_bytes(Device device) const {
+  const bool blocks = device == Device::cuda && hidden.dtype() == DType::bf16;
+  return blocks ? loss_block_bytes(hidden.rows(), table.rows()) : 0;
 }
 
-std::size_t LossGradient::scratch_bytes(Device) const {
-  return 0;
+std::size_t LossGradient::scratch_bytes(Device device) const {
+  if (device == Device::cpu) return 0;
+  if (hidden.dtype() != DType::bf16) {
+    if (d_table.dtype() == hidden.dtype()) return 0;
+    return static_cast<std::size_t>(loss_piece_rows(table.rows(), table.cols()) * table.cols()) *
+           sizeof(float);
+  }
+  return loss_gradient_scratch(hidden.rows(), hidden.cols(), table.rows(), label_smoothing != 0).total();
 }
 
-std::size_t SquaredNorm::scratch_bytes(Device) const {
-  return 0;
+std::size_t SquaredNorm::scratch_bytes(Device device) const {
+  return device == Device::cuda ? static_cast<std::size_t>(kNormBlocks) * sizeof(double) : 0;
 }
 
 /// The CPU keeps the capped logits in computing precision; a GPU keeps exponentials in bf16 where the

@@ -1,0 +1,226 @@
+// Table look-ups and their backwards. A backward sums the rows that share an id in the order of the tokens:
+// the tokens are first ranked by (id, position), then one block per id walks over its segment.
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/segments.h"
+#include "kernels/ops.h"
+#include "kernels/shapes.h"
+
+namespace lapidary {
+
+namespace {
+
+constexpr int kThreads = 128;
+
+template <class T, int W>
+__global__ void embedding_lookup(const std::int32_t* ids, const T* table, std::int64_t first_row,
+                                 std::int64_t rows, float scale, T* out, int width) {
+  const std::int64_t token = blockIdx.x, row = ids[token] - first_row;
+  const bool here = ids[token] >= 0 && row >= 0 && row < rows;
+  for (int at = static_cast<int>(threadIdx.x) * W; at < width; at += kThreads * W) {
+    float y[W] = {};
+    if (here) {
+      const auto x = Pack<T, W>::load(table + row * width + at);
+#pragma unroll
+      for (int i = 0; i < W; ++i) y[i] = x.get(i) * scale;
+    }
+    Pack<T, W>::from(y).store(out + token * width + at);
+  }
+}
+
+/// Row of the gradient table that entry e adds to, or -1. `per_token` entries share a row of the gradient.
+struct TokenKeys {
+  const std::int32_t* ids;
+  std::int64_t first_row, rows;
+  std::int32_t padding_id;
+  static constexpr int per_token = 1;
+  __device__ std::int32_t key(std::int64_t e) const {
+    const std::int32_t id = ids[e];
+    const std::int64_t row = id - first_row;
+    return id < 0 || id == padding_id || row < 0 || row >= rows ? -1 : static_cast<std::int32_t>(row);
+  }
+};
+
+/// Columns select rows 2 column of the table seen as [2 P, D], rows its rows 2 row + 1.
+struct GridKeys {
+  const std::int32_t* xy;
+  static constexpr int per_token = 2;
+  __device__ std::int32_t key(std::int64_t e) const { return 2 * xy[e] + static_cast<std::int32_t>(e % 2); }
+};
+
+/// order[place of e among all entries by (key, e)] = e. Counting is quadratic, but cheap against a step even
+/// for 10^5 tokens, and needs no scratch beside the result.
+template <class Keys>
+__global__ void rank_entries(Keys keys, std::int64_t entries, std::int32_t* order) {
+  __shared__ std::int32_t tile[kThreads];
+  const std::int64_t e = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int32_t mine = e < entries ? keys.key(e) : 0;
+  std::int64_t before = 0;
+  for (std::int64_t base = 0; base < entries; base += kThreads) {
+    __syncthreads();
+    if (base + threadIdx.x < entries) tile[threadIdx.x] = keys.key(base + threadIdx.x);
+    __syncthreads();
+    const int count = static_cast<int>(min(static_cast<std::int64_t>(kThreads), entries - base));
+    int found = 0;
+    for (int i = 0; i < count; ++i) found += tile[i] < mine || (tile[i] == mine && base + i < e);
+    before += found;
+  }
+  if (e < entries) order[before] = static_cast<std::int32_t>(e);
+}
+
+/// One block per entry in sorted order and per slice of columns; the first entry of a segment does its work.
+template <class Keys, class T, class A, int W>
+__global__ void add_segments(Keys keys, std::int64_t entries, const std::int32_t* order, const T* d,
+                             const float* weights, float scale, A* d_table, int width) {
+  constexpr int kAhead = 4;  // independent loads in flight
+  const std::int64_t first = blockIdx.x;
+  const std::int32_t row = keys.key(order[first]);
+  if (row < 0 || (first > 0 && keys.key(order[first - 1]) == row)) return;
+  const int at = static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * W;
+  if (at >= width) return;
+  float sum[W] = {};
+  for (std::int64_t i = first; i < entries && keys.key(order[i]) == row; i += kAhead) {
+    Pack<T, W> x[kAhead];
+    float weight[kAhead];
+    bool is_mine[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      is_mine[j] = i + j < entries && keys.key(order[i + j]) == row;
+      if (!is_mine[j]) continue;
+      const std::int64_t source = order[i + j] / Keys::per_token;
+      x[j] = Pack<T, W>::load(d + source * width + at);
+      weight[j] = weights ? weights[source] : 1.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (!is_mine[j]) break;
+#pragma unroll
+      for (int w = 0; w < W; ++w) sum[w] += weight[j] * x[j].get(w);
+    }
+  }
+  A* to = d_table + static_cast<std::int64_t>(row) * width + at;
+#pragma unroll
+  for (int w = 0; w < W; ++w) to[w] = from_float<A>(to_float(to[w]) + scale * sum[w]);
+}
+
+template <class Keys>
+void add_by_key(Stream& stream, const char* op, const Keys& keys, std::int64_t entries, const Tensor& d,
+                const float* weights, double scale, const Tensor& d_table, std::int32_t* order) {
+  if (entries == 0) return;
+  const cudaStream_t native = cuda_stream(stream);
+  rank_entries<<<blocks_for(entries, kThreads), kThreads, 0, native>>>(keys, entries, order);
+  launched(op);
+  const std::int64_t width = d.cols();
+  with_row_type(op, d.dtype(), aligned(16, {&d}), [&](auto type, auto vector) {
+    using T = typename decltype(type)::type;
+    constexpr int W = RowShape<T, vector>::W;
+    with_float_type(op, d_table.dtype(), [&](auto gradient) {
+      using A = typename decltype(gradient)::type;
+      const dim3 grid(static_cast<unsigned>(entries), blocks_for(ceil_div(width, W), kThreads));
+      add_segments<Keys, T, A, W><<<grid, kThreads, 0, native>>>(keys, entries, order, ptr<T>(d), weights,
+                                                                 static_cast<float>(scale), ptr<A>(d_table),
+                                                                 static_cast<int>(width));
+    });
+  });
+  launched(op);
+}
+
+template <class T, int W, bool kScatter>
+__global__ void move_rows(const T* from, const std::int32_t* index, T* to, int width) {
+  const std::int64_t m = blockIdx.x, other = index[m];
+  const T* in = from + (kScatter ? m : other) * width;
+  T* out = to + (kScatter ? other : m) * width;
+  for (int at = static_cast<int>(threadIdx.x) * W; at < width; at += kThreads * W)
+    Pack<T, W>::load(in + at).store(out + at);
+}
+
+template <bool kScatter>
+void move(Stream& stream, const char* op, const Tensor& from, const Tensor& index, const Tensor& to) {
+  const std::int64_t count = index.numel();
+  if (count == 0) return;
+  with_row_type(op, from.dtype(), aligned(16, {&from, &to}), [&](auto type, auto vector) {
+    using T = typename decltype(type)::type;
+    constexpr int W = RowShape<T, vector>::W;
+    move_rows<T, W, kScatter><<<static_cast<unsigned>(count), kThreads, 0, cuda_stream(stream)>>>(
+        ptr<T>(from), ptr<std::int32_t>(index), ptr<T>(to), static_cast<int>(from.cols()));
+  });
+  launched(op);
+}
+
+template <class T, int W>
+__global__ void grid_embedding(T* x, const T* table, const std::int32_t* xy, int width) {
+  const std::int64_t m = blockIdx.x;
+  const T* column = table + static_cast<std::int64_t>(xy[2 * m]) * 2 * width;
+  const T* row = table + (static_cast<std::int64_t>(xy[2 * m + 1]) * 2 + 1) * width;
+  for (int at = static_cast<int>(threadIdx.x) * W; at < width; at += kThreads * W) {
+    const auto a = Pack<T, W>::load(column + at), b = Pack<T, W>::load(row + at);
+    T* to = x + m * width + at;
+    const auto before = Pack<T, W>::load(to);
+    float y[W];
+#pragma unroll
+    for (int i = 0; i < W; ++i) y[i] = before.get(i) + rounded<T>(a.get(i) + b.get(i));
+    Pack<T, W>::from(y).store(to);
+  }
+}
+
+std::int32_t* as_order(const Tensor& scratch) {
+  return reinterpret_cast<std::int32_t*>(scratch.data());
+}
+
+}  // namespace
+
+void add_rows_by_id(Stream& stream, const char* op, const IdRows& rows, const Tensor& d, double scale,
+                    const Tensor& d_table, std::int32_t* order) {
+  const TokenKeys keys{ptr<std::int32_t>(rows.ids), rows.first_row, d_table.rows(), rows.padding_id};
+  add_by_key(stream, op, keys, rows.ids.numel(), d, rows.weights, scale, d_table, order);
+}
+
+void EmbeddingLookup::cuda(Stream& stream) const {
+  check(*this);
+  if (ids.numel() == 0) return;
+  with_row_type("EmbeddingLookup", table.dtype(), aligned(16, {&table, &out}), [&](auto type, auto vector) {
+    using T = typename decltype(type)::type;
+    constexpr int W = RowShape<T, vector>::W;
+    embedding_lookup<T, W><<<static_cast<unsigned>(ids.numel()), kThreads, 0, cuda_stream(stream)>>>(
+        ptr<std::int32_t>(ids), ptr<T>(table), first_row, table.rows(), static_cast<float>(scale),
+        ptr<T>(out), static_cast<int>(table.cols()));
+  });
+  launched("EmbeddingLookup");
+}
+
+void EmbeddingBackward::cuda(Stream& stream) const {
+  check(*this);
+  add_rows_by_id(stream, "EmbeddingBackward", {ids, first_row, padding_id, nullptr}, d_out, scale, d_table,
+                 as_order(scratch));
+}
+
+void ScatterRows::cuda(Stream& stream) const {
+  check(*this);
+  move<true>(stream, "ScatterRows", rows, index, out);
+}
+
+void GatherRows::cuda(Stream& stream) const {
+  check(*this);
+  move<false>(stream, "GatherRows", in, index, rows);
+}
+
+void GridEmbedding::cuda(Stream& stream) const {
+  check(*this);
+  if (x.rows() == 0) return;
+  const bool vector = aligned(16, {&x}) && reinterpret_cast<std::uintptr_t>(table.data()) % 16 == 0;
+  with_row_type("GridEmbedding", x.dtype(), vector, [&](auto type, auto is_vector) {
+    using T = typename decltype(type)::type;
+    constexpr int W = RowShape<T, is_vector>::W;
+    grid_embedding<T, W><<<static_cast<unsigned>(x.rows()), kThreads, 0, cuda_stream(stream)>>>(
+        ptr<T>(x), ptr<T>(table), ptr<std::int32_t>(xy), static_cast<int>(x.cols()));
+  });
+  launched("GridEmbedding");
+}
+
+void GridEmbeddingBackward::cuda(Stream& stream) const {
+  check(*this);
+  const GridKeys keys{ptr<std::int32_t>(xy)};
+  add_by_key(stream, "GridEmbeddingBackward", keys, 2 * d.rows(), d, nullptr, 1.0, d_table,
+             as_order(scratch));
+}
+
+}  // namespace lapidary

@@ -1,0 +1,305 @@
+// AdamW over flat ranges, the gradient's norm and the clip factor. AdamW is a stream through memory: two
+// neighbours per thread (they share a block of random bits), every operand read and written once.
+#include "kernels/adamw_update.h"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/partials.h"
+#include "kernels/ops.h"
+#include "kernels/shapes.h"
+
+namespace lapidary {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+/// Where the float32 master lives.
+enum class Master { param, separate, remainder, none };
+
+template <class M, class G>
+struct AdamWData {
+  void* param;
+  float* master;
+  std::int16_t* remainder;
+  M *m, *v;
+  const G* grad;
+  const float* grad_factor;
+  std::int64_t n;
+  AdamWFactors<float> factors;
+  std::uint64_t seed, step, first_index;
+};
+
+/// W 16-bit numbers in a pack.
+template <int W>
+struct Bits {
+  std::uint16_t at[W];
+
+  __device__ static Bits load(const void* p, std::int64_t i) {
+    const auto pack = Pack<Bf16, W>::load(static_cast<const Bf16*>(p) + i);
+    Bits out;
+#pragma unroll
+    for (int w = 0; w < W; ++w) out.at[w] = static_cast<std::uint16_t>(pack.word[w / 2] >> (w % 2 * 16));
+    return out;
+  }
+  __device__ void store(void* p, std::int64_t i) const {
+    Pack<Bf16, W> pack{};
+#pragma unroll
+    for (int w = 0; w < W; ++w) pack.word[w / 2] |= static_cast<unsigned>(at[w]) << (w % 2 * 16);
+    pack.store(static_cast<Bf16*>(p) + i);
+  }
+};
+
+template <class T, int W>
+__device__ inline void load_floats(const T* p, std::int64_t i, float (&x)[W]) {
+  const auto pack = Pack<T, W>::load(p + i);
+#pragma unroll
+  for (int w = 0; w < W; ++w) x[w] = pack.get(w);
+}
+
+template <class M, int W>
+__device__ inline void store_moment(M* p, std::int64_t i, const float (&x)[W], const Bits<W>& random) {
+  if constexpr (std::is_same_v<M, float>) {
+    Pack<float, W>::from(x).store(p + i);
+  } else {
+    Bits<W> bits;
+#pragma unroll
+    for (int w = 0; w < W; ++w) bits.at[w] = round_stochastic(x[w], random.at[w]);
+    bits.store(p, i);
+  }
+}
+
+template <Master kMaster, int W, class M, class G>
+__device__ inline void load_params(const AdamWData<M, G>& d, std::int64_t i, float (&p)[W]) {
+  if constexpr (kMaster == Master::param) {
+    load_floats(static_cast<const float*>(d.param), i, p);
+  } else if constexpr (kMaster == Master::separate) {
+    load_floats(d.master, i, p);
+  } else if constexpr (kMaster == Master::remainder) {
+    const auto upper = Bits<W>::load(d.param, i), rest = Bits<W>::load(d.remainder, i);
+#pragma unroll
+    for (int w = 0; w < W; ++w) p[w] = join_float({upper.at[w], static_cast<std::int16_t>(rest.at[w])});
+  } else {
+    load_floats(static_cast<const Bf16*>(d.param), i, p);
+  }
+}
+
+template <Master kMaster, int W, class M, class G>
+__device__ inline void store_params(const AdamWData<M, G>& d, std::int64_t i, const float (&p)[W],
+                                    const Bits<W>& random) {
+  if constexpr (kMaster == Master::param) {
+    Pack<float, W>::from(p).store(static_cast<float*>(d.param) + i);
+  } else if constexpr (kMaster == Master::separate) {
+    Pack<float, W>::from(p).store(d.master + i);
+    Pack<Bf16, W>::from(p).store(static_cast<Bf16*>(d.param) + i);
+  } else if constexpr (kMaster == Master::remainder) {
+    Bits<W> upper, rest;
+#pragma unroll
+    for (int w = 0; w < W; ++w) {
+      const SplitFloat split = split_float(p[w]);
+      upper.at[w] = split.upper;
+      rest.at[w] = static_cast<std::uint16_t>(split.rest);
+    }
+    upper.store(d.param, i);
+    rest.store(d.remainder, i);
+  } else {
+    store_moment(static_cast<Bf16*>(d.param), i, p, random);
+  }
+}
+
+/// Elements i .. i + W, which lie in one pair.
+template <Master kMaster, int W, class M, class G>
+__device__ inline void update_pack(const AdamWData<M, G>& d, std::int64_t i, float factor,
+                                   const PhiloxBlock& block) {
+  float p[W], m[W], v[W], g[W];
+  load_params<kMaster>(d, i, p);
+  load_floats(d.m, i, m);
+  load_floats(d.v, i, v);
+  load_floats(d.grad, i, g);
+  Bits<W> of_param, of_m, of_v;
+#pragma unroll
+  for (int w = 0; w < W; ++w) {
+    adamw_update(d.factors, g[w] * factor, p[w], m[w], v[w]);
+    const RoundingBits bits = rounding_bits(block, d.first_index + static_cast<std::uint64_t>(i + w));
+    of_param.at[w] = bits.param, of_m.at[w] = bits.m, of_v.at[w] = bits.v;
+  }
+  store_moment(d.m, i, m, of_m);
+  store_moment(d.v, i, v, of_v);
+  store_params<kMaster>(d, i, p, of_param);
+}
+
+/// paired: element 0 begins a pair and everything is aligned to pairs.
+template <Master kMaster, class M, class G>
+__global__ void __launch_bounds__(kThreads) adamw(AdamWData<M, G> d, bool paired) {
+  constexpr bool kRandom = kMaster == Master::none || !std::is_same_v<M, float>;
+  constexpr int kPairs = 4;  // pairs per thread, a block apart: their loads are in flight together
+  const float factor = *d.grad_factor;
+  if (factor == 0.0f) return;  // the gradient is not finite
+  const std::uint64_t first_pair =
+      d.first_index / 2 + static_cast<std::uint64_t>(blockIdx.x) * (kThreads * kPairs) + threadIdx.x;
+#pragma unroll
+  for (int k = 0; k < kPairs; ++k) {
+    const std::uint64_t pair = first_pair + static_cast<std::uint64_t>(k) * kThreads;
+    PhiloxBlock random{};
+    if constexpr (kRandom) random = rounding_block(d.seed, d.step, pair);
+    const auto even = static_cast<std::int64_t>(2 * pair - d.first_index);
+    if (paired && even + 1 < d.n) {
+      update_pack<kMaster, 2>(d, even, factor, random);
+    } else {
+      if (even >= 0 && even < d.n) update_pack<kMaster, 1>(d, even, factor, random);
+      if (even + 1 < d.n) update_pack<kMaster, 1>(d, even + 1, factor, random);
+    }
+  }
+}
+
+Master master_of(const AdamW& op) {
+  if (op.param.dtype() == DType::f32 && !op.master) return Master::param;
+  if (op.master) return Master::separate;
+  return op.remainder ? Master::remainder : Master::none;
+}
+
+template <class F>
+void with_master(Master master, F&& f) {
+  switch (master) {
+    case Master::param:
+      return f(std::integral_constant<Master, Master::param>{});
+    case Master::separate:
+      return f(std::integral_constant<Master, Master::separate>{});
+    case Master::remainder:
+      return f(std::integral_constant<Master, Master::remainder>{});
+    case Master::none:
+      return f(std::integral_constant<Master, Master::none>{});
+  }
+}
+
+template <class T>
+__device__ inline double square(T x) {
+  double y;
+  if constexpr (std::is_same_v<T, double>) {
+    y = x;
+  } else {
+    y = to_float(x);
+  }
+  return y * y;
+}
+
+/// One f64 per block. A block's elements lie apart by the whole grid; the order of additions is fixed.
+template <class T>
+__global__ void __launch_bounds__(kThreads) squared_norm(const T* x, std::int64_t n, double* partial) {
+  constexpr int kAhead = 8;
+  double sum[1] = {0.0};
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
+       i += stride * kAhead) {
+    T ahead[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) ahead[k] = i + k * stride < n ? x[i + k * stride] : T(0.0f);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) sum[0] += square(ahead[k]);
+  }
+  block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum[0];
+}
+
+/// Packs of eight bf16, the form of every large gradient.
+__global__ void __launch_bounds__(kThreads)
+    squared_norm_packed(const Bf16* x, std::int64_t packs, double* partial) {
+  constexpr int kAhead = 4, W = 8;
+  double sum[1] = {0.0};
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < packs;
+       i += stride * kAhead) {
+    Pack<Bf16, W> ahead[kAhead] = {};
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (i + k * stride < packs) ahead[k] = Pack<Bf16, W>::load(x + (i + k * stride) * W);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+#pragma unroll
+      for (int w = 0; w < W; ++w) sum[0] += square(ahead[k].get(w));
+    }
+  }
+  block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum[0];
+}
+
+__global__ void __launch_bounds__(kThreads) add_norm_parts(const double* partial, int parts, double* total) {
+  double sum[1] = {0.0};
+  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kThreads) sum[0] += partial[i];
+  block_sum(sum);
+  if (threadIdx.x == 0) *total += sum[0];
+}
+
+__global__ void clip_factor(const double* sum, double max_norm, double* norm, float* factor) {
+  const double length = sqrt(*sum);
+  *norm = length;
+  const double scale = max_norm > 0.0 ? fmin(1.0, max_norm / (length + 1e-6)) : 1.0;
+  *factor = isfinite(length) ? static_cast<float>(scale) : 0.0f;
+}
+
+}  // namespace
+
+void AdamW::cuda(Stream& stream) const {
+  check(*this);
+  const std::int64_t n = param.numel();
+  if (param.dtype() == DType::f64) refuse("AdamW", param.dtype());
+  if (m.dtype() != v.dtype()) throw Error("AdamW: on the GPU both moments have one element type");
+  if (param.dtype() == DType::f32 && master) throw Error("AdamW: float32 parameters take no master");
+  if (n == 0) return;
+  bool paired = first_index % 2 == 0;
+  for (const Tensor* x : {&param, &master, &remainder, &m, &v, &grad})
+    paired = paired && reinterpret_cast<std::uintptr_t>(x->data()) % 8 == 0;
+  with_float_type("AdamW", m.dtype(), [&](auto moment) {
+    with_float_type("AdamW", grad.dtype(), [&](auto gradient) {
+      using M = typename decltype(moment)::type;
+      using G = typename decltype(gradient)::type;
+      const AdamWData<M, G> data{param.data(),
+                                 ptr_or_null<float>(master),
+                                 ptr_or_null<std::int16_t>(remainder),
+                                 ptr<M>(m),
+                                 ptr<M>(v),
+                                 ptr<G>(grad),
+                                 ptr<float>(grad_factor),
+                                 n,
+                                 adamw_factors<float>(*this),
+                                 seed,
+                                 static_cast<std::uint64_t>(step),
+                                 static_cast<std::uint64_t>(first_index)};
+      with_master(master_of(*this), [&](auto kind) {
+        adamw<kind(), M, G>
+            <<<blocks_for(n / 2 + 1, kThreads * 4), kThreads, 0, cuda_stream(stream)>>>(data, paired);
+      });
+    });
+  });
+  launched("AdamW");
+}
+
+void SquaredNorm::cuda(Stream& stream) const {
+  check(*this);
+  const std::int64_t n = x.numel();
+  if (n == 0) return;
+  auto* partial = reinterpret_cast<double*>(scratch.data());
+  const cudaStream_t native = cuda_stream(stream);
+  constexpr auto kBlocks = static_cast<unsigned>(kNormBlocks);
+  if (x.dtype() == DType::f64) {
+    squared_norm<double><<<kBlocks, kThreads, 0, native>>>(ptr<double>(x), n, partial);
+  } else if (x.dtype() == DType::bf16 && n % 8 == 0 && reinterpret_cast<std::uintptr_t>(x.data()) % 16 == 0) {
+    squared_norm_packed<<<kBlocks, kThreads, 0, native>>>(ptr<Bf16>(x), n / 8, partial);
+  } else {
+    with_float_type("SquaredNorm", x.dtype(), [&](auto type) {
+      using T = typename decltype(type)::type;
+      squared_norm<T><<<kBlocks, kThreads, 0, native>>>(ptr<T>(x), n, partial);
+    });
+  }
+  launched("SquaredNorm");
+  add_norm_parts<<<1, kThreads, 0, native>>>(partial, static_cast<int>(kNormBlocks), ptr<double>(sum));
+  launched("SquaredNorm");
+}
+
+void ClipFactor::cuda(Stream& stream) const {
+  check(*this);
+  clip_factor<<<1, 1, 0, cuda_stream(stream)>>>(ptr<double>(sum), max_norm, ptr<double>(norm),
+                                                ptr<float>(factor));
+  launched("ClipFactor");
+}
+
+}  // namespace lapidary
