@@ -5,6 +5,7 @@
 #include "kernels/check.h"
 #include "parallel/local_communicator.h"
 #include "parallel/mpi_communicator.h"
+#include "parallel/nccl_communicator.h"
 
 namespace lapidary {
 
@@ -34,6 +35,19 @@ Mesh make_mesh(const MeshShape& shape, const Make& make) {
   return mesh;
 }
 
+/// Makes communicators by splitting MPI's world with `split`, and checks that each is what the mesh expects.
+template <class Split>
+auto split_world(const MeshShape& shape, Backend& backend, Split split) {
+  return [=, &backend](const char* name, int color, int rank, int size) {
+    if (shape.world == 1) return std::unique_ptr<Communicator>(std::make_unique<LocalCommunicator>(name));
+    std::unique_ptr<Communicator> group = split(MPI_COMM_WORLD, color, name, backend);
+    require(group->rank() == rank && group->size() == size,
+            "communicator '{}' is rank {} of {}, the mesh expects rank {} of {}", name, group->rank(),
+            group->size(), rank, size);
+    return group;
+  };
+}
+
 }  // namespace
 
 MeshShape resolve_mesh(int world, int rank, int shard, int vocabulary, int ranks_per_node) {
@@ -57,14 +71,11 @@ MeshShape resolve_mesh(int world, int rank, int shard, int vocabulary, int ranks
 }
 
 Mesh make_mpi_mesh(const MeshShape& shape, Backend& backend) {
-  return make_mesh(shape, [&](const char* name, int color, int rank, int size) {
-    if (shape.world == 1) return std::unique_ptr<Communicator>(std::make_unique<LocalCommunicator>(name));
-    auto group = split_communicator(MPI_COMM_WORLD, color, name, backend);
-    require(group->rank() == rank && group->size() == size,
-            "communicator '{}' is rank {} of {}, the mesh expects rank {} of {}", name, group->rank(),
-            group->size(), rank, size);
-    return group;
-  });
+  return make_mesh(shape, split_world(shape, backend, split_communicator));
+}
+
+Mesh make_nccl_mesh(const MeshShape& shape, Backend& backend) {
+  return make_mesh(shape, split_world(shape, backend, split_nccl_communicator));
 }
 
 Mesh make_plan_mesh(const MeshShape& shape, Backend&) {
