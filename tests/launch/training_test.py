@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Whole runs of the program under mpirun: training_test.py PROGRAM SOURCE_DIR CASE (see CASES at the end).
+
+Only Python's standard library is used. A case prints what it measured and exits with 1 if something does not hold.
+"""
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+PROGRAM, SOURCE, CASE = sys.argv[1:4]
+FIRST, LATER = 1e-5, 1e-3  # relative difference of losses between rank counts: first ten steps, all steps
+
+CONFIG = """
+run: {{directory: {folder}/{name}, seed: 3, device: cpu, precision: float32}}
+model: {{config: {source}/tests/launch/tiny-model.json}}
+data: {{train: {folder}/data/train, validation: {folder}/data/validation, sequence_length: 192}}
+train: {{steps: {steps}, rows_per_step: 5, rows_per_rank: 1}}
+optimizer: {{lr: 1e-3}}
+schedule: {{kind: cosine, warmup_steps: 5}}
+validation: {{every: 20, rows: 12}}
+checkpoint: {{every: {every}}}
+"""
+
+
+def check(ok, message):
+    if not ok:
+        print("FAILED:", message)
+        sys.exit(1)
+
+
+class Runs:
+    """A folder with data and any number of runs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.build_data(f"{folder}/data")
+
+    def build_data(self, output, *more):
+        subprocess.run([PROGRAM, "data", "build", "--input", f"{SOURCE}/configs/sample/sample.jsonl", "--output", output,
+                        "--tokenizer", "bytes", "--image-tokens", "4", "--validation", "0.08", *more],
+                       check=True, stdout=subprocess.DEVNULL)
+
+    def command(self, name, ranks, *settings, steps=60, every=0, verb="train"):
+        path = f"{self.folder}/{name}.yaml"
+        with open(path, "w") as f:
+            f.write(CONFIG.format(folder=self.folder, name=name, source=SOURCE, steps=steps, every=every))
+        sets = [word for s in settings for word in ("--set", s)]
+        return [f"{SOURCE}/tests/mpirun.sh", str(ranks), PROGRAM, verb, "-c", path, *sets]
+
+    def run(self, name, ranks, *settings, expect=0, seconds=120, **options):
+        """Returns (output, seconds it took)."""
+        start = time.monotonic()
+        done = subprocess.run(self.command(name, ranks, *settings, **options), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, timeout=seconds,
+                              env=dict(os.environ, LAPIDARY_FAULTS="1"))
+        took = time.monotonic() - start
+        check(done.returncode == expect, f"{name} on {ranks} ranks: exit code {done.returncode}, expected {expect}:\n{done.stdout}")
+        return done.stdout, took
+
+    def steps(self, name):
+        """The last record of every step, in order: what a reader of metrics.jsonl is to use after restarts."""
+        records = {}
+        with open(f"{self.folder}/{name}/metrics.jsonl") as f:
+            for line in f:
+                record = json.loads(line)
+                if record["event"] == "step":
+                    records[record["step"]] = record
+        return [records[s] for s in sorted(records)]
+
+
+def compare(a, b, what):
+    check([r["step"] for r in a] == [r["step"] for r in b], f"{what}: other steps")
+    check([r["data_hash"] for r in a] == [r["data_hash"] for r in b], f"{what}: other samples")
+    off = [abs(x["loss"] - y["loss"]) / abs(y["loss"]) for x, y in zip(a, b)]
+    print(f"{what}: losses differ by at most {max(off[:10]):.1e} in the first 10 steps, {max(off):.1e} in all {len(off)}")
+    check(max(off[:10]) <= FIRST and max(off) <= LATER, f"{what}: losses differ: {off}")
+
+
+def same_bits(a, b, what):
+    for x, y in zip(a, b):
+        for key in ("step", "loss", "grad_norm", "data_hash"):
+            check(x[key] == y[key], f"{what}: step {x['step']}: {key} {x[key]} and {y[key]}")
+    check(len(a) == len(b), f"{what}: {len(a)} and {len(b)} steps")
+    print(f"{what}: the same bits in {len(a)} steps")
+
+
+def ranks(runs):
+    """1, 2, 3 and 4 ranks see the same samples and compute the same losses; two runs give the same bits."""
+    for n in (1, 2, 3, 4):
+        runs.run(f"ranks{n}", n)
+    for n in (2, 3, 4):
+        compare(runs.steps(f"ranks{n}"), runs.steps("ranks1"), f"{n} ranks against 1")
+    runs.run("again", 2)
+    same_bits(runs.steps("again"), runs.steps("ranks2"), "2 ranks, twice")
+    check(runs.steps("ranks1")[-1]["loss"] < 0.8 * runs.steps("ranks1")[0]["loss"], "the loss did not fall")
+
+
+def resume(runs):
+    """A run that is stopped and resumed is the run that was not: bit for bit on as many ranks, else within the bounds."""
+    runs.run("whole", 2)
+    for n in (2, 3, 1):
+        name = f"resumed{n}"
+        runs.run(name, 2, "fault.kind=kill", "fault.step=31", "fault.rank=1", expect=137, every=15)
+        runs.run(name, n, every=15)
+        if n == 2:
+            same_bits(runs.steps(name), runs.steps("whole"), "2 ranks, resumed on 2")
+        else:
+            compare(runs.steps(name), runs.steps("whole"), f"2 ranks, resumed on {n}")
+
+
+def kills(runs):
+    """SIGKILL at 20 random moments, saves included: a resume finds a whole checkpoint and goes on as if nothing happened."""
+    runs.run("whole", 2, steps=400, every=3)
+    rng = random.Random(5)
+    killed = 0
+    while killed < 20:
+        process = subprocess.Popen(runs.command("killed", 2, steps=400, every=3), stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        try:
+            output, _ = process.communicate(timeout=0.7 + 1.3 * rng.random())
+            check(process.returncode == 0, f"a resumed run failed with {process.returncode}:\n{output}")
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            killed += 1
+    runs.run("killed", 2, steps=400, every=3)
+    print(f"killed {killed} times")
+    check(killed >= 10, "the run ended before it could be killed often enough")
+    same_bits(runs.steps("killed"), runs.steps("whole"), "killed and resumed")
+
+
+def faults(runs):
+    """A rank that fails ends all ranks within seconds, with one message and the right exit code."""
+    output, took = runs.run("throws", 3, "fault.kind=throw", "fault.rank=1", "fault.step=3", expect=1)
+    check(output.count("told to fail at step 3") == 1, f"expected one message:\n{output}")
+    check(took < 20, f"took {took:.1f} s")
+    output, _ = runs.run("nan", 2, "fault.kind=nan", "fault.rank=1", "fault.step=3", "checkpoint.every=1", expect=77)
+    check(output.count("step 3: the loss is not finite") == 1, f"expected one message:\n{output}")
+    check(os.listdir(f"{runs.folder}/nan/checkpoints") and not os.path.exists(f"{runs.folder}/nan/checkpoints/step-00000003"),
+          "a step that is not finite was saved")
+    output, took = runs.run("killed", 3, "fault.kind=kill", "fault.rank=2", "fault.step=3", expect=137)
+    print(f"a killed rank ended the job after {took:.1f} s in all")
+    check(took < 20, f"took {took:.1f} s")
+
+
+def bad_input(runs):
+    """What cannot work is refused with exit code 1 and one message that names the place."""
+
+    def refused(name, expected, *settings, ranks=2):
+        output, _ = runs.run(name, ranks, *settings, expect=1)
+        check(len(re.findall(expected, output)) == 1, f"{name}: expected once {expected!r}:\n{output}")
+
+    refused("a", r"data\.train.*|/no/such/folder", "data.train=/no/such/folder")
+    refused("b", r"optimizer\.learning_rte: unknown key", "optimizer.learning_rte=1")
+    refused("c", r"/no/such/config\.json", "model.config=/no/such/config.json")
+    refused("d", r"/no/such/weights", "model.weights=/no/such/weights")
+    wrong = json.load(open(f"{SOURCE}/tests/launch/tiny-model.json"))
+    wrong["text_config"]["vocab_size"] = 300
+    path = f"{runs.folder}/wrong.json"
+    json.dump(wrong, open(path, "w"))
+    refused("e", r"(?s)288.*300|300.*288", f"model.config={path}")
+
+    # A shard that lost its end, and a checkpoint that did.
+    shard = f"{runs.folder}/data/train/shard-00000.h5"
+    size = os.path.getsize(shard)
+    content = open(shard, "rb").read()
+    os.truncate(shard, size - 1000)
+    refused("f", r"shard-00000\.h5")
+    open(shard, "wb").write(content)
+    runs.run("g", 2, steps=8, every=4)
+    files = sorted(f for f in os.listdir(f"{runs.folder}/g/checkpoints/step-00000008") if f.endswith(".h5"))
+    damaged = f"{runs.folder}/g/checkpoints/step-00000008/{files[-1]}"
+    os.truncate(damaged, os.path.getsize(damaged) - 100)
+    refused("g", re.escape(files[-1]))
+    output, _ = runs.run("g", 2, "checkpoint.fallback=true", steps=10)
+    check("step-00000004" in output, f"expected the one before:\n{output}")
+
+
+CASES = dict(ranks=ranks, resume=resume, kills=kills, faults=faults, bad_input=bad_input)
+
+with tempfile.TemporaryDirectory(prefix="lapidary-training-") as scratch:
+    CASES[CASE](Runs(scratch))
+print("passed")
