@@ -1,6 +1,7 @@
 #include "kernels/file.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -57,6 +58,14 @@ File File::open_to_write(const std::string& path) {
 }
 File File::create(const std::string& path) {
   return {path, O_RDWR | O_CREAT | O_EXCL, "cannot create"};
+}
+
+File File::in_memory() {
+  File file;
+  file.descriptor_ = ::memfd_create("lapidary", MFD_CLOEXEC);
+  if (file.descriptor_ < 0) fail_with_errno("cannot create", "a file in memory", errno);
+  file.path_ = fmt::format("/proc/self/fd/{}", file.descriptor_);
+  return file;
 }
 
 File::File(File&& other) noexcept
@@ -147,6 +156,16 @@ void write_new_text_file(const std::string& path, std::string_view text) {
 void publish(const std::string& from, const std::string& to) {
   if (::rename(from.c_str(), to.c_str()) != 0)
     fail_with_errno(fmt::format("cannot rename {} to", from), to, errno);
+  sync_directory(std::filesystem::path(to).parent_path());
+}
+
+void publish_new(const std::string& from, const std::string& to) {
+  int result = ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE);
+  if (result != 0 && (errno == EINVAL || errno == ENOSYS)) {  // some network file systems cannot promise it
+    if (std::filesystem::exists(to)) fail_with_errno(fmt::format("cannot rename {} to", from), to, EEXIST);
+    result = ::rename(from.c_str(), to.c_str());
+  }
+  if (result != 0) fail_with_errno(fmt::format("cannot rename {} to", from), to, errno);
   sync_directory(std::filesystem::path(to).parent_path());
 }
 

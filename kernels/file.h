@@ -17,7 +17,9 @@ class File {
  public:
   static File open_to_read(const std::string& path);
   static File open_to_write(const std::string& path);  ///< must exist; reads and writes
-  static File create(const std::string& path);         ///< must not exist; reads and writes
+  /// Without a place on any disk: gone when closed. path() works for other libraries of this process. Sparse.
+  static File in_memory();
+  static File create(const std::string& path);  ///< must not exist; reads and writes
 
   File() = default;
   File(File&& other) noexcept;
@@ -51,6 +53,9 @@ void write_new_text_file(const std::string& path, std::string_view text);
 
 /// rename(2) and fsync of the directory that holds `to`. A file at `to` is replaced.
 void publish(const std::string& from, const std::string& to);
+
+/// The same where nothing may be replaced: Error if there is anything at `to`.
+void publish_new(const std::string& from, const std::string& to);
 
 /// Throws Error "<verb> <path>: <what the error number means>" with the exit code described at File.
 [[noreturn]] void fail_with_errno(std::string_view verb, const std::string& path, int error_number);

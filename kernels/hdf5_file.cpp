@@ -54,6 +54,9 @@ template <class... Args>
 /// The library's error printing is a setting of each thread, so every entry into this file calls it.
 void prepare_thread() {
   static const bool once = [] {
+    // A file that could not be closed (disk full) stays in the library's tables, and its exit handler crashes
+    // on it.
+    H5dont_atexit();
     hbool_t safe = false;
     H5is_library_threadsafe(&safe);
     require(safe, "HDF5 {} was built without thread safety: the serial, thread-safe build is needed",
@@ -190,6 +193,16 @@ Hdf5File Hdf5File::create(const std::filesystem::path& path) {
   const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access_properties());
   if (id < 0) hdf5_error(path, "cannot be created");
   return Hdf5File(path, id);
+}
+
+Hdf5File Hdf5File::create_in_memory(const File& memory) {
+  prepare_thread();
+  const Id access = access_properties();
+  H5Pset_fapl_stdio(
+      access);  // the default driver insists on resolving links, and such a path is one to nowhere
+  const hid_t id = H5Fcreate(memory.path().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access);
+  if (id < 0) hdf5_error(memory.path(), "cannot be created");
+  return Hdf5File(memory.path(), id);
 }
 
 Hdf5File Hdf5File::open(const std::filesystem::path& path) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/dtype.h"
+#include "kernels/file.h"
 
 namespace lapidary {
 
@@ -41,6 +42,10 @@ class Hdf5File {
   /// Replaces what is there. File locks are off: they fail on some network file systems and nobody shares a
   /// file.
   static Hdf5File create(const std::filesystem::path& path);
+  /// Writes into a File::in_memory(), which must outlive this object. The library does not survive a failing
+  /// disk (what it could not write makes it crash later), so files that matter are laid out here, without the
+  /// values of large datasets, and brought to the disk by their writer.
+  static Hdf5File create_in_memory(const File& memory);
   static Hdf5File open(const std::filesystem::path& path);  ///< read-only
   Hdf5File(Hdf5File&& other) noexcept;
   Hdf5File& operator=(Hdf5File&&) = delete;

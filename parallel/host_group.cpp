@@ -178,6 +178,7 @@ HostGroup::HostGroup(MPI_Comm communicator, Duration deadline) : HostGroup() {
   }
 }
 
+bool HostGroup::usable() const { return state_->lost.empty(); }
 int HostGroup::rank() const {
   return state_->rank;
 }

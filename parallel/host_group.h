@@ -42,6 +42,7 @@ class HostGroup {
   int size() const;
   Duration deadline() const;
   void set_deadline(Duration deadline);
+  bool usable() const;  ///< no rank was lost so far
 
   enum class Reduce : std::uint8_t { sum, min, max };
 
