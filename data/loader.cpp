@@ -6,6 +6,7 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <utility>
 
@@ -157,7 +158,7 @@ void Loader::Impl::read_window(std::vector<PlannedStep> window) {
     shards_opened += set->shards_opened();
   }
   const std::int64_t per_micro = options.rows_per_micro, share = options.ranks * per_micro;
-  BatchBuilder builder(source.layout(), {options.sequence_length, options.window, options.image_attention});
+  const BatchOptions batch{options.sequence_length, options.window, options.image_attention};
   std::size_t at = 0;
   for (PlannedStep& planned : window) {
     const auto mine = static_cast<std::int64_t>(planned.mine.size());
@@ -165,11 +166,12 @@ void Loader::Impl::read_window(std::vector<PlannedStep> window) {
                     planned.bytes,           bytes_read,    shards_opened};
     for (std::int64_t m = 0; m < (options.rows_per_step + share - 1) / share; ++m) {
       const std::int64_t count = std::clamp<std::int64_t>(mine - m * per_micro, 0, per_micro);
-      for (std::int64_t r = 0; r < count; ++r, ++at) {
-        builder.add_row(rows[at], documents[at]);
-        documents[at] = {};
-      }
-      ready.step.micro.push_back(builder.finish());
+      const auto part = [&](auto& all) {
+        return std::span(all).subspan(at, static_cast<std::size_t>(count));
+      };
+      ready.step.micro.push_back(build_batch(part(rows), part(documents), source.layout(), batch));
+      for (std::vector<Document>& used : part(documents)) used = {};
+      at += static_cast<std::size_t>(count);
     }
     if (!hand_over(std::move(ready))) return;
   }

@@ -108,6 +108,23 @@ TEST(InspectDataSet, prints_counts_lengths_and_packing) {
   inspect_data_set(temporary / "empty", 100, out);
 }
 
+TEST(MeasureLoader, reads_until_the_time_or_the_data_ends) {
+  const TemporaryDirectory temporary;
+  SampleMaker maker(5);
+  std::vector<Document> documents;
+  for (int d = 0; d < 50; ++d) documents.push_back(maker.mixed(10));
+  write_data_set(temporary / "data", documents);
+  LoaderOptions options;
+  options.sources = {{(temporary / "data").string()}};
+  options.sequence_length = 512;
+  std::ostringstream out;
+  measure_loader(options, 0.05, out);
+  EXPECT_NE(out.str().find("50 documents"), std::string::npos) << out.str();
+  EXPECT_NE(out.str().find("soft tokens/s"), std::string::npos) << out.str();
+  options.one_pass = true;
+  measure_loader(options, 1000, out);
+}
+
 TEST(VerifyDataSet, finds_nothing_in_good_data_and_names_damage) {
   const TemporaryDirectory temporary;
   SampleMaker maker(3);
