@@ -161,8 +161,8 @@ TEST(DataSet, truncation_is_refused_wherever_it_happens) {
 
 TEST(DataSet, flipped_bytes_never_reach_a_document) {
   const TemporaryDirectory temporary;
-  const std::vector<Document> documents = some_documents(30, 30, 6);
-  write_data_set(temporary / "data", documents, 20'000);
+  const std::vector<Document> documents = some_documents(20, 20, 6);
+  write_data_set(temporary / "data", documents, 6'000);
   const Manifest manifest = read_manifest(temporary / "data");
   std::mt19937 random(7);
   for (int trial = 0; trial < 1000; ++trial) {
