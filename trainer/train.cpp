@@ -15,6 +15,7 @@
 #include "trainer/flops.h"
 #include "trainer/loss_curve.h"
 #include "trainer/metrics.h"
+#include "trainer/run_lock.h"
 #include "trainer/schedule.h"
 #include "trainer/stop_signal.h"
 #include "trainer/training_run.h"
@@ -63,7 +64,7 @@ class Trainer {
   /// Weights and position of a new or a resumed run, and the first lines of its log.
   void start() {
     const RunConfig& config = run_.config();
-    prepare_folder();
+    save_configuration();
     run_.start_weights();
     if (const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_)) {
       progress_ = *resumed;
@@ -91,15 +92,12 @@ class Trainer {
     interval_.waited_before = run_.data().stats().seconds_waited;
   }
 
-  void prepare_folder() {
-    run_.world().all_or_error("preparing the run's folder", [&] {
+  void save_configuration() {
+    run_.world().all_or_error("saving the configuration", [&] {
       if (!leads()) return;
       const std::filesystem::path folder = run_.directory();
-      std::error_code error;
-      std::filesystem::create_directories(folder, error);
-      require(!error, "run.directory: {} cannot be created: {}", folder.string(), error.message());
       const std::filesystem::path saved = folder / "config.yaml", fresh = folder / ".config.yaml";
-      std::filesystem::remove(fresh, error);
+      std::filesystem::remove(fresh);
       write_new_text_file(fresh.string(), config_yaml_);
       publish(fresh.string(), saved.string());
     });
@@ -302,6 +300,15 @@ class Trainer {
 
 int train(const RunConfig& config, HostGroup& world, const NodePlace& place, std::ostream& console) {
   require(!config.data.train.empty(), "data.train: no data set is given");
+  std::optional<RunLock> lock;
+  world.all_or_error("preparing the run's folder", [&] {
+    if (world.rank() != 0) return;
+    const std::filesystem::path folder = config.run.directory.resolve();
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    require(!error, "run.directory: {} cannot be created: {}", folder.string(), error.message());
+    lock.emplace(folder.string());
+  });
   TrainingRun run(config, world, place, true);
   return static_cast<int>(Trainer(run, console).train());
 }

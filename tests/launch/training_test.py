@@ -127,7 +127,8 @@ def kills(runs):
             check(process.returncode == 0, f"a resumed run failed with {process.returncode}:\n{output}")
             break
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # mpirun; its ranks find out by themselves, or here
+            subprocess.run(["pkill", "-KILL", "-f", f"{runs.folder}/killed.yaml"])
             process.communicate()
             killed += 1
     runs.run("killed", 2, steps=400, every=3)
