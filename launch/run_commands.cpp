@@ -54,9 +54,9 @@ int run_parity_command(const ParityArguments& arguments, const MpiSession& sessi
   options.activations = arguments.activations;
   options.zero = arguments.zero;
   HostGroup world(MPI_COMM_WORLD, kHostDeadline);
-  Backend& backend = device == Device::cuda ? cuda_backend(session.local_rank()) : cpu_backend();
-  Mesh mesh =
-      make_mpi_mesh(resolve_mesh(world.size(), world.rank(), 0, 0, session.ranks_per_node()), backend);
+  const NodePlace place = place_of(session);
+  Backend& backend = open_backend(device, place);
+  Mesh mesh = make_mesh(resolve_mesh(world.size(), world.rank(), 0, 0, place.ranks_per_node), backend, place);
   return run_parity(options, world, mesh, backend, std::cout) ? 0 : static_cast<int>(ExitCode::bad_input);
 }
 

@@ -30,6 +30,7 @@ MemoryPlan make_plan(const RunSetup& setup, Device device) {
   plan.workspace = plan.sizes.workspace;
 
   Mesh mesh = make_plan_mesh(setup.mesh, backend);
+  plan.staging = mesh.staging_bytes(device);
   Instance instance(setup.model, setup.table, setup.options, mesh, backend, {});
   for (const ParameterShard* shard : instance.shards()) {
     plan.weights += shard->weight.bytes();
@@ -84,6 +85,7 @@ void print_plan(const RunConfig& config, const std::vector<int>& ranks, int rank
   bytes("activations", &MemoryPlan::activations);
   bytes("workspace", &MemoryPlan::workspace);
   line("peak", [](const MemoryPlan& p) { return format_bytes(p.total()); });
+  bytes("communication, host memory", &MemoryPlan::staging);
   if (memory_limit > 0) {
     line("fits", [&](const MemoryPlan& p) {
       return p.total() <= memory_limit ? std::string("yes")

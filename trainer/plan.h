@@ -15,7 +15,8 @@ struct MemoryPlan {
   std::size_t activations = 0, workspace = 0;
   std::size_t loss_chunk = 0;  ///< of the workspace: what the loss head was given (loss.scratch bounds it)
   std::size_t total() const { return weights + gradients + optimizer + gathered + activations + workspace; }
-  MemorySizes sizes;  ///< the arenas' capacities for an Instance
+  std::size_t staging = 0;  ///< host memory of communication, beside the arenas
+  MemorySizes sizes;        ///< the arenas' capacities for an Instance
 };
 
 /// Runs the model on a device that only counts.

@@ -1,6 +1,7 @@
 #include "trainer/run_setup.h"
 
 #include "kernels/check.h"
+#include "parallel/nccl_communicator.h"
 
 namespace lapidary {
 
@@ -10,6 +11,16 @@ Device choose_device(DeviceChoice choice) {
   if (cuda_device_count(&why) > 0) return Device::cuda;
   require(choice == DeviceChoice::automatic, "run.device: cuda was asked for, but {}", why);
   return Device::cpu;
+}
+
+Backend& open_backend(Device device, const NodePlace& place) {
+  if (device == Device::cpu) return cpu_backend();
+  return cuda_backend(place.local_rank % cuda_device_count());
+}
+
+Mesh make_mesh(const MeshShape& shape, Backend& backend, const NodePlace& place) {
+  const bool own_gpu = backend.device() == Device::cuda && place.ranks_per_node <= cuda_device_count();
+  return own_gpu && nccl_built() ? make_nccl_mesh(shape, backend) : make_mpi_mesh(shape, backend);
 }
 
 namespace {

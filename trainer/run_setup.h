@@ -12,6 +12,18 @@ namespace lapidary {
 /// there is none.
 Device choose_device(DeviceChoice choice);
 
+/// Where this process runs: what MPI says of it.
+struct NodePlace {
+  int local_rank = 0;  ///< number among the node's ranks: chooses the GPU
+  int ranks_per_node = 1;
+};
+
+/// This process's device: the node's GPUs are dealt to its ranks in turn.
+Backend& open_backend(Device device, const NodePlace& place);
+/// The communicators for it: NCCL where every rank has a GPU of its own, else MPI, through the host for GPU
+/// tensors. Collective over MPI's world.
+Mesh make_mesh(const MeshShape& shape, Backend& backend, const NodePlace& place);
+
 /// Everything about a run that follows from its configuration and the number of ranks, before any memory is
 /// taken.
 struct RunSetup {

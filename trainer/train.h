@@ -5,21 +5,16 @@
 
 #include "parallel/host_group.h"
 #include "trainer/run_config.h"
+#include "trainer/run_setup.h"
 
 namespace lapidary {
 
-/// Where this process runs: what MPI says of it.
-struct NodePlace {
-  int local_rank = 0;      ///< number among the node's ranks: chooses the GPU
-  int ranks_per_node = 1;
-};
-
-/// Trains as configured, resuming where the run's folder says so. Collective over the world. Returns ExitCode::ok, or
-/// ExitCode::interrupted after a save that a signal asked for. Errors carry their exit code.
+/// Trains as configured, resuming where the run's folder says so. Collective over the world. Returns
+/// ExitCode::ok, or ExitCode::interrupted after a save that a signal asked for. Errors carry their exit code.
 int train(const RunConfig& config, HostGroup& world, const NodePlace& place, std::ostream& console);
 
 /// The validation loss of a checkpoint (or of the run's newest, where `checkpoint` is empty).
-int evaluate_run(const RunConfig& config, const std::string& checkpoint, HostGroup& world, const NodePlace& place,
-                 std::ostream& console);
+int evaluate_run(const RunConfig& config, const std::string& checkpoint, HostGroup& world,
+                 const NodePlace& place, std::ostream& console);
 
 }  // namespace lapidary

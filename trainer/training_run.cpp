@@ -29,8 +29,8 @@ TrainingRun::TrainingRun(const RunConfig& config, HostGroup& world, const NodePl
       device_(choose_device(config.run.device)),
       setup_(make_run_setup(config, world.size(), world.rank(), place.ranks_per_node, training)),
       plan_(make_plan(setup_, device_)),
-      backend_(device_ == Device::cuda ? &cuda_backend(place.local_rank) : &cpu_backend()),
-      mesh_(make_mpi_mesh(setup_.mesh, *backend_)) {
+      backend_(&open_backend(device_, place)),
+      mesh_(make_mesh(setup_.mesh, *backend_, place)) {
   // A node's ranks share its memory; each GPU has its own.
   const std::size_t sharers = device_ == Device::cuda ? 1 : static_cast<std::size_t>(place.ranks_per_node);
   check_fits(plan_, backend_->memory().free / sharers, device_);
