@@ -1,1 +1,1 @@
-check_includes: 2 include2 against the rules
+check_includes: 3 include3 against the rules

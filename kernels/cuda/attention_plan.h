@@ -12,7 +12,7 @@ namespace lapidary {
 struct AttentionSizes {
   std::int64_t tokens, heads, kv_heads, dim;
 
-  std::int64_t group() const { return heads / kv_heads; }
+  std::int64_t group() const { return heads / std::max<std::int64_t>(kv_heads, 1); }
   std::int64_t stack() const { return kv_heads == 1 ? heads : 1; }
   std::int64_t repeats() const { return group() / stack(); }
 };

@@ -27,13 +27,6 @@ CudaBackend::CudaBackend(int index) : index_(index) {
   blas_ok(cublasLtCreate(&blas_handle_), "starting cuBLASLt");
 }
 
-CudaBackend::~CudaBackend() {
-  // At process exit the driver may already be gone: the results are of no interest.
-  for (auto& [stream, context] : blas_) (void)cudaFree(context.workspace);
-  for (cudaStream_t stream : streams_) (void)cudaStreamDestroy(stream);
-  if (blas_handle_) (void)cublasLtDestroy(blas_handle_);
-}
-
 std::string CudaBackend::description() const {
   int driver = 0, runtime = 0;
   cuda_ok(cudaDriverGetVersion(&driver), "reading the driver's version");
@@ -145,14 +138,15 @@ int cuda_device_count(std::string* why) {
 
 Backend& cuda_backend(int index) {
   static std::mutex mutex;
-  static std::unique_ptr<CudaBackend> backend;
+  // Never destroyed: at exit CUDA's own tear-down may come first, and calls into it then crash.
+  static CudaBackend* backend = nullptr;
   const std::lock_guard lock(mutex);
   if (!backend) {
     std::string why;
     const int count = cuda_device_count(&why);
     require(count > 0, "no GPU can be used: {}", why);
     require(index >= 0 && index < count, "GPU {} was asked for; this process sees {}", index, count);
-    backend = std::make_unique<CudaBackend>(index);
+    backend = new CudaBackend(index);
   }
   require(backend->index() == index, "GPU {} was asked for after GPU {}: a process uses one GPU", index,
           backend->index());

@@ -19,10 +19,10 @@ struct BlasContext {
   std::size_t workspace_bytes = 0;
 };
 
+/// Lives until the process ends, with its streams and workspaces.
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int index);
-  ~CudaBackend() override;
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
 

@@ -64,7 +64,7 @@ std::string describe(const Gemm& g) {
                      g.transpose_b ? " (transposed)" : "", g.batch, name_of(g.c.dtype));
 }
 
-/// Owns the descriptors of one product shape and the algorithm chosen for it.
+/// The descriptors of one product shape and the algorithm chosen for it, kept until the process ends.
 class Plan {
  public:
   Plan(const BlasContext& blas, const Gemm& g) {
@@ -77,10 +77,6 @@ class Plan {
     a_ = layout(g.a, g.transpose_a ? g.k : g.m, g.transpose_a ? g.m : g.k, g.batch, what);
     c_ = layout(g.c, g.m, g.n, g.batch, what);
     choose(blas, g, what);
-  }
-  ~Plan() {
-    for (cublasLtMatrixLayout_t x : {a_, b_, c_}) (void)cublasLtMatrixLayoutDestroy(x);
-    (void)cublasLtMatmulDescDestroy(operation_);
   }
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
@@ -143,7 +139,7 @@ class Plan {
 
 const Plan& plan_for(const BlasContext& blas, const Gemm& g) {
   static std::mutex mutex;
-  static std::map<Key, Plan> plans;
+  static auto& plans = *new std::map<Key, Plan>;  // never destroyed, as the backend
   const std::lock_guard lock(mutex);
   const Key key = key_of(g);
   const auto found = plans.find(key);

@@ -1,0 +1,146 @@
+// Collectives over NCCL against sums that every rank computes for itself, and their bandwidth. Needs one GPU
+// per rank, so it is started by hand (mpirun -np 2 parallel_nccl_program), not by ctest.
+#include <mpi.h>
+
+#include <chrono>
+#include <cstdio>
+
+#include "kernels/check.h"
+#include "kernels/ops.h"
+#include "tests/parallel/collectives.h"
+
+namespace lapidary {
+namespace {
+
+constexpr std::int64_t kCounts[] = {1, 13, 1000, 600011};
+
+/// A GPU tensor and its copy on the host.
+class Mirror {
+ public:
+  Mirror(Stream& stream, DType dtype, std::int64_t count)
+      : stream_(stream),
+        arena_(stream.backend(), "test", bytes_of(dtype, count)),
+        host_(bytes_of(dtype, count)) {
+    device_ = arena_.allocate(dtype, {count});
+    view_ = Tensor(host_.data(), dtype, {count});
+  }
+  const Tensor& device() const { return device_; }
+  const Tensor& host() const { return view_; }
+  void upload() { stream_.backend().copy_to_device(stream_, device_.data(), host_.data(), device_.bytes()); }
+  void download() {
+    stream_.backend().copy_to_host(stream_, host_.data(), device_.data(), device_.bytes());
+    stream_.backend().synchronize(stream_);
+  }
+
+ private:
+  static std::size_t bytes_of(DType dtype, std::int64_t count) {
+    return (static_cast<std::size_t>(count) * size_of(dtype) + 255) / 256 * 256;
+  }
+  Stream& stream_;
+  Arena arena_;
+  std::vector<std::byte> host_;
+  Tensor device_, view_;
+};
+
+double part(int rank, DType dtype, std::int64_t i) {
+  std::byte one[8];
+  const Tensor rounded(one, dtype, {1});
+  set(rounded, 0, noise(static_cast<std::uint64_t>(rank), static_cast<std::uint64_t>(i)));
+  return get(rounded, 0);
+}
+
+void fill_part(Mirror& m, int rank, std::int64_t begin, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i)
+    set(m.host(), begin + i, noise(static_cast<std::uint64_t>(rank), static_cast<std::uint64_t>(i)));
+  m.upload();
+}
+
+void expect_sum(const World& world, DType dtype, std::int64_t i, double found, const char* what) {
+  double sum = 0, size = 0;
+  for (int rank = 0; rank < world.size; ++rank) {
+    sum += part(rank, dtype, i);
+    size += std::abs(part(rank, dtype, i));
+  }
+  const double unit = dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f32 ? 0x1p-23 : 0x1p-52;
+  require(std::abs(found - sum) <= unit * size * world.size, "{} of {}: element {} is {}, expected {}", what,
+          name_of(dtype), i, found, sum);
+}
+
+void check_type(const World& world, Mesh& mesh, Stream& stream, DType dtype, std::int64_t count) {
+  Mirror small(stream, dtype, count), large(stream, dtype, count * world.size);
+  fill_part(small, world.rank, 0, count);
+  Ticket gathered = mesh.gather->all_gather(stream, small.device(), large.device());
+  mesh.gather->wait(stream, gathered);
+  large.download();
+  for (int rank = 0; rank < world.size; ++rank)
+    for (std::int64_t i = 0; i < count; i += 7)
+      require(get(large.host(), rank * count + i) == part(rank, dtype, i), "all_gather of {}: rank {}'s {}",
+              name_of(dtype), rank, i);
+  fill_part(large, world.rank, 0, count * world.size);
+  Ticket reduced = mesh.reduce->reduce_scatter(stream, large.device(), small.device());
+  mesh.reduce->wait(stream, reduced);
+  small.download();
+  for (std::int64_t i = 0; i < count; i += 7)
+    expect_sum(world, dtype, world.rank * count + i, get(small.host(), i), "reduce_scatter");
+  fill_part(small, world.rank, 0, count);
+  Ticket all = mesh.vocabulary->all_reduce(stream, small.device(), Reduction::sum);
+  mesh.vocabulary->wait(stream, all);
+  small.download();
+  for (std::int64_t i = 0; i < count; i += 7) expect_sum(world, dtype, i, get(small.host(), i), "all_reduce");
+}
+
+/// GB/s per rank that an all-gather and a reduce-scatter of one decoder layer's size move.
+void measure(const World& world, Mesh& mesh, Stream& stream) {
+  constexpr std::int64_t kLayer = 224148992;
+  const std::int64_t count = kLayer / world.size;
+  Arena arena(stream.backend(), "test", std::size_t{2} << 30);
+  const Tensor shard = arena.allocate(DType::bf16, {count}),
+               whole = arena.allocate(DType::bf16, {count * world.size});
+  const auto time = [&](const char* name, const auto& collective) {
+    for (int i = 0; i < 3; ++i) collective();
+    stream.backend().synchronize(stream);
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < 10; ++i) collective();
+    stream.backend().synchronize(stream);
+    const double ms =
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count() / 10;
+    const double moved = static_cast<double>(shard.bytes()) * (world.size - 1);
+    if (world.rank == 0) std::printf("%s of one layer: %.3f ms, %.0f GB/s\n", name, ms, moved / ms / 1e6);
+  };
+  time("all_gather", [&] {
+    Ticket ticket = mesh.gather->all_gather(stream, shard, whole);
+    mesh.gather->wait(stream, ticket);
+  });
+  time("reduce_scatter", [&] {
+    Ticket ticket = mesh.reduce->reduce_scatter(stream, whole, shard);
+    mesh.reduce->wait(stream, ticket);
+  });
+}
+
+int run_checks() {
+  const World world;
+  Backend& backend = cuda_backend(world.rank % std::max(1, cuda_device_count()));
+  const auto stream = backend.make_stream("test");
+  Mesh mesh = make_nccl_mesh(resolve_mesh(world.size, world.rank, 0, 0, world.size), backend);
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::i32})
+    for (const std::int64_t count : kCounts) check_type(world, mesh, *stream, dtype, count);
+  measure(world, mesh, *stream);
+  if (world.rank == 0) std::printf("%d ranks over NCCL: every collective as expected\n", world.size);
+  return 0;
+}
+
+}  // namespace
+}  // namespace lapidary
+
+int main(int argc, char** argv) {
+  MPI_Init(&argc, &argv);
+  int code = 1;
+  try {
+    code = lapidary::run_checks();
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    MPI_Abort(MPI_COMM_WORLD, 1);
+  }
+  MPI_Finalize();
+  return code;
+}
