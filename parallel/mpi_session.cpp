@@ -153,10 +153,4 @@ int run_guarded(int argc, char** argv, const std::function<int(const MpiSession&
   return outcome.code;
 }
 
-int run_alone(const std::function<int()>& body) {
-  const Outcome outcome = outcome_of(body);
-  if (!outcome.message.empty()) print(outcome.message);
-  return outcome.code;
-}
-
 }  // namespace lapidary

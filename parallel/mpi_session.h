@@ -37,7 +37,4 @@ class MpiSession {
 /// A rank that is done waits for the others.
 int run_guarded(int argc, char** argv, const std::function<int(const MpiSession&)>& body);
 
-/// The same messages and exit codes for a command of one process, without MPI.
-int run_alone(const std::function<int()>& body);
-
 }  // namespace lapidary

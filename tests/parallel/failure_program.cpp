@@ -63,7 +63,6 @@ int run(const MpiSession& session, const std::string& how, int culprit) {
 int main(int argc, char** argv) {
   const std::string how = argc > 1 ? argv[1] : "";
   const int culprit = argc > 2 ? std::atoi(argv[2]) : -1;
-  if (how == "alone") return lapidary::run_alone([]() -> int { throw lapidary::Error("no such file"); });
   return lapidary::run_guarded(
       argc, argv, [&](const lapidary::MpiSession& session) { return lapidary::run(session, how, culprit); });
 }

@@ -40,7 +40,7 @@ expect 137 10 '' killed 1
 expect 77 10 'rank 1: layer 3: not finite' under-way 1
 expect 77 10 'layer 3: not finite' under-way -1
 
-# One process, with and without MPI's start, and as a Slurm task that cannot find the others.
+# One process, and as a Slurm task that cannot find the others.
 alone() {  # CODE LINE ARGUMENTS...
   local output status=0
   output=$("$program" "${@:3}" 2>&1) || status=$?
@@ -50,7 +50,6 @@ alone() {  # CODE LINE ARGUMENTS...
   fi
 }
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-alone 1 'no such file' alone
 alone 0 "rank 0 of 1, 0 of at least 1 on $host" place
 alone 1 'run.yaml:3:1: no such key' all
 refusal="this process is one of 2 Slurm tasks, but MPI cannot find the others: use \`srun --mpi=pmix\` or mpirun"
