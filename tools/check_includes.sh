@@ -60,6 +60,6 @@ awk -v exists="$exists" '
       n = split(edges[header], next_ones, " ")
       for (i = 1; i <= n; ++i) if (!(next_ones[i] in seen)) { seen[next_ones[i]] = 1; queue[++last] = next_ones[i] }
     }
-    if (errors) { printf "check_includes: %d include%s against the rules\n", errors, errors > 1 ? "s" : ""; exit 1 }
+    if (errors) { printf "check_includes: %d include%s against the rules\n", errors, (errors > 1 ? "s" : ""); exit 1 }
     printf "check_includes: %d includes, all downward\n", NR
   }' <<<"$includes"

@@ -1,1 +1,0 @@
-check_includes: 3 include3 against the rules
