@@ -15,7 +15,7 @@ namespace {
 
 /// Teams per key head.
 std::int64_t teams_of(const AttentionBackward& op) {
-  return std::min<std::int64_t>(4, op.q.size(1) / op.k.size(1));
+  return op.k.size(1) > 0 ? std::min<std::int64_t>(4, op.q.size(1) / op.k.size(1)) : 0;
 }
 
 template <class F>
