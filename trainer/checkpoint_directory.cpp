@@ -164,7 +164,7 @@ std::vector<std::string> sweep_leftovers(const std::string& directory) {
 
 std::string create_hidden_folder(const std::string& directory, const std::string& prefix, std::int64_t step) {
   for (int attempt = 1;; ++attempt) {
-    const std::string path = fmt::format("{}/.{}-{}-{}", directory, prefix, step, attempt);
+    std::string path = fmt::format("{}/.{}-{}-{}", directory, prefix, step, attempt);
     if (::mkdir(path.c_str(), 0777) == 0) return path;
     if (errno != EEXIST) fail_with_errno("cannot create folder", path, errno);
   }

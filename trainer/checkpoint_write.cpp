@@ -146,7 +146,7 @@ std::string write_together(const std::string& directory, std::int64_t step,
     shard = write_shard(hidden, group.rank(), tensors, hook);
   });
   const auto reports = group.gather(report_of(shard), 0, doing("reports"));
-  const std::string published = fmt::format("{}/{}", directory, checkpoint_name(step));
+  std::string published = fmt::format("{}/{}", directory, checkpoint_name(step));
   group.all_or_error(doing("publication"), [&] {
     if (!first) return;
     join_reports(reports, manifest);

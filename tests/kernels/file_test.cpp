@@ -87,6 +87,11 @@ TEST_F(FileTest, PublishReplacesWhole) {
   publish(path("new"), path("old"));
   EXPECT_EQ(read_text_file(path("old"), 10), "2");
   EXPECT_FALSE(std::filesystem::exists(path("new")));
+  write_new_text_file(path("newer"), "3");
+  EXPECT_TRUE(contains(error_of([&] { publish_new(path("newer"), path("old")); }).what(), "File exists"));
+  EXPECT_EQ(read_text_file(path("old"), 10), "2");
+  publish_new(path("newer"), path("other"));
+  EXPECT_EQ(read_text_file(path("other"), 10), "3");
   EXPECT_NE(error_of([&] { publish(path("absent"), path("old")); }).what(), std::string("no error"));
 }
 

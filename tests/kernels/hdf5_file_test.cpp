@@ -166,6 +166,32 @@ TEST_F(Hdf5FileTest, threads_may_use_files_of_their_own_and_stay_silent) {
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
 }
 
+TEST_F(Hdf5FileTest, a_file_in_memory_reserves_without_taking) {
+  const File memory = File::in_memory();
+  const std::int64_t large = std::int64_t{1} << 38;  // bytes that no machine has
+  {
+    Hdf5File file = Hdf5File::create_in_memory(memory);
+    file.create_dataset("large", DType::u8, {large});
+    file.write("small", std::vector<float>{1, 2, 3});
+    EXPECT_GT(file.shape("large").offset, 0);
+    file.close();
+  }
+  ASSERT_GT(memory.size(), large);
+  std::filesystem::remove(path_);
+  {
+    File copy = File::create(path_);  // as its writer does: what is not a value
+    std::vector<char> bytes(8192);
+    copy.write_at(bytes.data(), 1, memory.size() - 1);
+    memory.read_at(bytes.data(), bytes.size(), 0);
+    copy.write_at(bytes.data(), bytes.size(), 0);
+    const std::int64_t rest = memory.size() - large - 8192;
+    bytes.resize(static_cast<std::size_t>(std::max<std::int64_t>(rest, 0)));
+    memory.read_at(bytes.data(), bytes.size(), memory.size() - rest);
+    copy.write_at(bytes.data(), bytes.size(), memory.size() - rest);
+  }
+  EXPECT_EQ(Hdf5File::open(path_).read<float>("small"), (std::vector<float>{1, 2, 3}));
+}
+
 TEST_F(Hdf5FileTest, a_virtual_dataset_shows_blocks_of_other_files) {
   const std::string name = path_.filename().string();
   const std::filesystem::path parts = path_.string() + ".parts";

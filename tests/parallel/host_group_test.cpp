@@ -123,12 +123,14 @@ TEST(HostGroup, NamesTheMissingRank) {
   if (group.rank() == late) std::this_thread::sleep_for(milliseconds(2000));
   const auto begun = std::chrono::steady_clock::now();
   std::string message;
+  EXPECT_TRUE(group.usable());
   try {
     for (int i = 0; i < 2; ++i) group.all_reduce(std::int64_t{1}, Reduce::sum, "checkpoint 40: written");
   } catch (const Error& e) {
     message = e.what();
     EXPECT_EQ(e.code(), ExitCode::peer_lost);
   }
+  EXPECT_FALSE(group.usable());
   const auto took = std::chrono::steady_clock::now() - begun;
   EXPECT_LT(took, milliseconds(1500));
   EXPECT_TRUE(contains(message, "checkpoint 40: written: gave up after")) << message;
