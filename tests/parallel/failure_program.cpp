@@ -46,8 +46,8 @@ int run(const MpiSession& session, const std::string& how, int culprit) {
     if (me) std::this_thread::sleep_for(std::chrono::hours(1));
     if (session.rank() == 0) throw Error("gave up", ExitCode::peer_lost);
   } else if (how == "under-way") {  // an exception passes while a collective is under way and its memory goes
-    std::vector<float> numbers(5000000, 1.0F);
-    const Tensor data(numbers.data(), DType::f32, {5000000});
+    std::vector<float> numbers(1200000, 1.0F);
+    const Tensor data(numbers.data(), DType::f32, {1200000});
     if (me || culprit < 0) {
       const Ticket ticket = mesh.reduce->all_reduce(*stream, data, Reduction::sum);
       throw Error("layer 3: not finite", ExitCode::numeric);
