@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -376,6 +377,35 @@ TEST_F(ConfigErrors, HostileFilesEndQuicklyWithAMessage) {
   for (std::size_t i = 0; i < binary.size(); ++i) binary[i] = static_cast<char>(i * 37 % 256);
   EXPECT_TRUE(file_message(binary).starts_with("run.yaml:")) << file_message(binary);
   EXPECT_TRUE(file_message("run:\n  device: " + std::string(100'000, 'x') + "\n").size() < 300);
+}
+
+TEST_F(ConfigErrors, DamagedFilesAreErrorsOrConfigurations) {
+  std::string whole =
+      "run: {directory: \"${HOME}/out\", seed: 7, stop_after: 1.5h}\nmodel:\n  config: 'c.json'\n"
+      "data:\n  train:\n    - path: a\n      weight: 2\n    - [b]\ntrain: {steps: 10K}\n# end\n"
+      "optimizer:\n  lr: 1e-5\n  state: &x split\n? k\n: |\n  block\n";
+  for (const auto& wrong : kWrongFiles) whole += wrong.yaml;
+  std::mt19937 random(3);
+  const std::string noise =
+      ":-?,[]{}#&*!|>'\"%@`~ \n\t\r0e.\\x$" + std::string(1, '\0') + "\x04\x85\xff\xef\xbb\xbf";
+  int errors = 0;
+  constexpr int kTries = 3000;
+  for (int i = 0; i < kTries; ++i) {
+    const auto begin = random() % whole.size();
+    std::string text = whole.substr(begin, 1 + random() % 600);
+    for (auto n = random() % 6; n > 0; --n) {
+      const auto at = random() % text.size();
+      if (random() % 3 == 0) text.erase(at, random() % 5);
+      text.insert(std::min(at, text.size()), 1 + random() % 3, noise[random() % noise.size()]);
+    }
+    try {
+      parse_saved_config(text, "damaged.yaml");
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("damaged.yaml"), std::string::npos) << e.what();
+      ++errors;
+    }
+  }
+  EXPECT_GT(errors, kTries * 9 / 10);  // required keys are always missing in a piece
 }
 
 TEST_F(ConfigErrors, FaultsAreForTests) {
