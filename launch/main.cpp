@@ -41,9 +41,10 @@ std::vector<Command> all_commands(const lapidary::MpiSession& session) {
   return list;
 }
 
-/// mpirun and srun tell the process so through its environment.
+/// mpirun and srun tell the process so through its environment. A batch script has Slurm's variables too, but
+/// no step.
 bool started_by_launcher() {
-  const char* const kSigns[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
+  const char* const kSigns[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "SLURM_STEP_ID"};
   return std::any_of(std::begin(kSigns), std::end(kSigns),
                      [](const char* name) { return std::getenv(name) != nullptr; });
 }

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# slurm_test.sh: launch/slurm/train.sbatch under a real slurmctld and slurmd on this machine, as root, with the Debian
+# slurm_test.sh [PROGRAM]: launch/slurm/train.sbatch under a real slurmctld and slurmd on this machine, as root, with the Debian
 # packages slurm-wlm and munge. Takes some minutes; not part of tests/run.sh. In place of the program stands a script
-# that ends as each case says, so that what is tested is what the batch script makes of every exit code; where
-# build/lapidary and the quickstart's shards exist, a real run is preempted as well and has to finish by itself.
+# that ends as each case says, so that what is tested is what the batch script makes of every exit code. With PROGRAM
+# (build/lapidary) a real run on two ranks is interrupted as well and has to finish by itself.
 set -euo pipefail
 root=$(realpath "$(dirname "$0")/../..")
+program=${1:+$(realpath "$1")}
 for tool in slurmctld slurmd munged; do
   command -v $tool >/dev/null || { echo "slurm_test: $tool is missing; apt-get install slurm-wlm munge" >&2; exit 1; }
 done
@@ -85,7 +86,7 @@ make_program() {
   mkdir -p "$work/home/build"
   cat >"$work/home/build/lapidary" <<'PROGRAM'
 #!/usr/bin/env bash
-if [[ " $* " == *" --dump-config "* ]]; then
+if [[ "$1 $2" == "config show" ]]; then
   printf 'run:\n  directory: "${CASE_ROOT}/run"  # where\n  seed: 1\n'
   exit
 fi
@@ -178,3 +179,28 @@ until_true 200 ended "$job" || { echo "slurm_test: the preempted job did not end
 check preempted 2 "$(starts preempted)" "the number of starts"
 check preempted COMPLETED "$(job_state "$job")" "the job's state"
 echo "ok: preempted"
+
+[[ -n $program ]] || exit 0
+# The real program: USR1 to the ranks in the middle of a run, as at the time limit.
+mkdir -p "$work/real/build" "$work/real/configs"
+ln -s "$program" "$work/real/build/lapidary"
+ln -s "$root/configs/models" "$work/real/configs/models"
+run=$work/real/run
+"$program" data build --input "$root/configs/sample/sample.jsonl" --output "$work/real/data" --tokenizer bytes \
+  --image-tokens 4 --validation 0.08
+job=$(cd "$work/real" && sbatch --parsable --output="$work/real/log" "$root/launch/slurm/train.sbatch" \
+  -c "$root/configs/quickstart.yaml" --set run.directory="$run" --set data.train="$work/real/data/train" \
+  --set data.validation="$work/real/data/validation" --set train.steps=40 --set schedule.warmup_steps=10)
+events() { [[ ! -f $run/metrics.jsonl ]] || grep -c "\"event\":\"$1\"" "$run/metrics.jsonl"; }
+started() { (($(events step) >= 3)); }
+until_true 300 started || { cat "$work/real/log" >&2; exit 1; }
+scancel --signal=USR1 "$job"
+queued_again() { held_up "$job" BeginTime; }
+until_true 120 queued_again || { echo "slurm_test: the real run was not queued again" >&2; cat "$work/real/log" >&2; exit 1; }
+sleep 4
+scontrol update JobId="$job" StartTime=now
+until_true 600 ended "$job" || { echo "slurm_test: the real run did not end" >&2; cat "$work/real/log" >&2; exit 1; }
+check real COMPLETED "$(job_state "$job")" "the job's state"
+check real 2 "$(events start)" "the number of starts"
+check real 40 "$(events step)" "the number of steps"
+echo "ok: real"
