@@ -45,13 +45,13 @@ Command make_command(const std::string& name, const std::string& summary, int (*
   return make_command<Arguments>(name, summary, std::function<int(const Arguments&)>(run));
 }
 
-/// A command of all ranks; the session must outlive it.
+/// A command of all ranks. It may be listed without a session, but not run.
 template <class Arguments>
 Command make_command(const std::string& name, const std::string& summary,
-                     int (*run)(const Arguments&, const MpiSession&), const MpiSession& session) {
+                     int (*run)(const Arguments&, const MpiSession&), const MpiSession* session) {
   return make_command<Arguments>(
       name, summary,
-      std::function<int(const Arguments&)>([run, &session](const Arguments& a) { return run(a, session); }));
+      std::function<int(const Arguments&)>([run, session](const Arguments& a) { return run(a, *session); }));
 }
 
 /// Finds the command that the words begin with and runs it with the rest; --help and --version by itself.

@@ -5,8 +5,8 @@
 #include <iostream>
 #include <memory>
 
+#include "data/bpe_tokenizer.h"
 #include "data/build.h"
-#include "data/byte_tokenizer.h"
 #include "data/show.h"
 #include "kernels/check.h"
 #include "launch/commands.h"
@@ -14,11 +14,6 @@
 namespace lapidary {
 
 namespace {
-
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name) {
-  if (name == "bytes") return std::make_unique<ByteTokenizer>();
-  fail("tokenizer {}: not one of: bytes", name);
-}
 
 TrainOn train_on(const std::string& word) {
   if (word == "all") return TrainOn::all;
@@ -58,7 +53,7 @@ void print_counts(const char* name, const BuildCounts& c) {
 }  // namespace
 
 int run_data_build(const DataBuildArguments& arguments) {
-  const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(arguments.tokenizer);
+  const std::unique_ptr<const Tokenizer> tokenizer = load_tokenizer(arguments.tokenizer);
   BuildOptions options;
   options.inputs = arguments.inputs;
   options.output = arguments.output;
@@ -93,8 +88,8 @@ int run_data_show(const DataShowArguments& arguments) {
   options.sequence_length = arguments.sequence_length;
   options.seed = static_cast<std::uint64_t>(arguments.seed);
   options.skip_too_long = true;
-  const std::unique_ptr<Tokenizer> tokenizer =
-      open_tokenizer(arguments.tokenizer.empty() ? "bytes" : arguments.tokenizer);
+  const std::unique_ptr<const Tokenizer> tokenizer =
+      load_tokenizer(arguments.tokenizer.empty() ? "bytes" : arguments.tokenizer);
   show_row(
       options, arguments.row, [&](std::int32_t id) { return tokenizer->piece(id); }, std::cout);
   return 0;

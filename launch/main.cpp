@@ -1,5 +1,6 @@
 // The program `lapidary`: one process, or one rank of many.
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <iostream>
 
@@ -8,12 +9,15 @@
 
 namespace {
 
-using lapidary::Command;
-using lapidary::make_command;
+constexpr std::array<const char*, 3> kCommandsOfRanks = {"train", "eval", "parity"};
 
-std::vector<Command> commands_of_one() {
+std::vector<lapidary::Command> commands(const lapidary::MpiSession* session) {
   using namespace lapidary;
   std::vector<Command> list{
+      make_command("train", "trains a model, resuming where the run's folder says so", run_train, session),
+      make_command("eval", "computes the held-out loss of a checkpoint", run_eval, session),
+      make_command("parity", "compares the model with a reference that transformers computed",
+                   run_parity_command, session),
       make_command("plan", "says what a run needs of memory, by number of ranks", run_plan),
       make_command("data build", "turns JSONL files and the media they name into shards", run_data_build),
       make_command("data inspect", "counts what a data set holds", run_data_inspect),
@@ -29,42 +33,29 @@ std::vector<Command> commands_of_one() {
   return list;
 }
 
-std::vector<Command> all_commands(const lapidary::MpiSession& session) {
-  using namespace lapidary;
-  std::vector<Command> list{
-      make_command("train", "trains a model, resuming where the run's folder says so", run_train, session),
-      make_command("eval", "computes the held-out loss of a checkpoint", run_eval, session),
-      make_command("parity", "compares the model with a reference that transformers computed",
-                   run_parity_command, session),
-  };
-  for (Command& command : commands_of_one()) list.push_back(std::move(command));
-  return list;
-}
-
 /// mpirun and srun tell the process so through its environment. A batch script has Slurm's variables too, but
 /// no step.
 bool started_by_launcher() {
-  const char* const kSigns[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "SLURM_STEP_ID"};
-  return std::any_of(std::begin(kSigns), std::end(kSigns),
+  constexpr std::array<const char*, 4> kSigns = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK",
+                                                 "SLURM_STEP_ID"};
+  return std::any_of(kSigns.begin(), kSigns.end(),
                      [](const char* name) { return std::getenv(name) != nullptr; });
 }
 
-bool needs_no_ranks(const std::vector<std::string>& words) {
-  if (words.empty()) return false;
-  const std::vector<Command> list = commands_of_one();
-  return std::any_of(list.begin(), list.end(),
-                     [&](const Command& c) { return c.name.substr(0, c.name.find(' ')) == words[0]; });
+bool is_of_ranks(const std::vector<std::string>& words) {
+  return !words.empty() &&
+         std::find(kCommandsOfRanks.begin(), kCommandsOfRanks.end(), words[0]) != kCommandsOfRanks.end();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
-  if (!started_by_launcher() && needs_no_ranks(words)) {
-    return lapidary::main_guarded([&] { return lapidary::dispatch(commands_of_one(), words, std::cout); },
+  if (!is_of_ranks(words) && !started_by_launcher()) {
+    return lapidary::main_guarded([&] { return lapidary::dispatch(commands(nullptr), words, std::cout); },
                                   std::cerr);
   }
   return lapidary::run_guarded(argc, argv, [&](const lapidary::MpiSession& session) {
-    return lapidary::dispatch(all_commands(session), words, std::cout);
+    return lapidary::dispatch(commands(&session), words, std::cout);
   });
 }
