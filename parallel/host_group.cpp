@@ -178,7 +178,9 @@ HostGroup::HostGroup(MPI_Comm communicator, Duration deadline) : HostGroup() {
   }
 }
 
-bool HostGroup::usable() const { return state_->lost.empty(); }
+bool HostGroup::usable() const {
+  return state_->lost.empty();
+}
 int HostGroup::rank() const {
   return state_->rank;
 }

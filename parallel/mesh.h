@@ -39,7 +39,8 @@ struct Mesh {
 /// With MPI: CPU tensors, or GPU tensors staged through the host where the backend is a GPU. Collective over
 /// MPI's world.
 Mesh make_mpi_mesh(const MeshShape& shape, Backend& backend);
-/// With NCCL: GPU tensors, one GPU per rank. Collective over MPI's world. Throws Error in a build without NCCL.
+/// With NCCL: GPU tensors, one GPU per rank. Collective over MPI's world. Throws Error in a build without
+/// NCCL.
 Mesh make_nccl_mesh(const MeshShape& shape, Backend& backend);
 /// Places and sizes of the same groups, for a run on dry streams. Nothing is communicated or allocated; the
 /// real mesh's staging is staging_bytes() of this one.

@@ -53,8 +53,10 @@ TEST(AttentionIntervals, EqualTheSpecificationsSetsForRandomRows) {
       attention_intervals(l.document, l.vision, window, rule, full, sliding);
       for (int q = 0; q < tokens; ++q) {
         for (int k = 0; k < tokens; ++k) {
-          ASSERT_EQ(visible(l, q, k, window, rule, false), k >= full.lo[q] && k < full.hi[q]) << q << ' ' << k;
-          ASSERT_EQ(visible(l, q, k, window, rule, true), k >= sliding.lo[q] && k < sliding.hi[q]) << q << ' ' << k;
+          ASSERT_EQ(visible(l, q, k, window, rule, false), k >= full.lo[q] && k < full.hi[q])
+              << q << ' ' << k;
+          ASSERT_EQ(visible(l, q, k, window, rule, true), k >= sliding.lo[q] && k < sliding.hi[q])
+              << q << ' ' << k;
         }
         if (q) {
           ASSERT_GE(full.lo[q], full.lo[q - 1]);
@@ -88,7 +90,9 @@ std::string message(const Batch& b) {
   return "";
 }
 
-TEST(CheckBatch, AcceptsAConsistentBatch) { EXPECT_EQ(message(three_tokens()), ""); }
+TEST(CheckBatch, AcceptsAConsistentBatch) {
+  EXPECT_EQ(message(three_tokens()), "");
+}
 
 TEST(CheckBatch, NamesWhatIsWrong) {
   auto b = three_tokens();
