@@ -270,7 +270,7 @@ TEST(BpeTokenizer, SurvivesMutatedFiles) {
     }
   }
   EXPECT_GT(refused, 300);
-  EXPECT_GT(accepted, 50);
+  EXPECT_GT(accepted, 20);
 }
 
 TEST(LoadTokenizer, TakesBytesAFileOrAFolder) {
