@@ -41,16 +41,20 @@ std::uint64_t OrderRandom::below(std::uint64_t limit) {
   return value % limit;
 }
 
-SourceOrder::SourceOrder(std::span<const std::int32_t> tokens, std::uint64_t seed, std::uint64_t source,
-                         bool shuffle)
-    : seed_(seed), source_(source), shuffle_(shuffle), documents_(static_cast<std::int64_t>(tokens.size())) {
-  std::int64_t in_block = 0;
+SourceOrder::SourceOrder(const SourceLengths& lengths, std::uint64_t seed, std::uint64_t source, bool shuffle)
+    : seed_(seed),
+      source_(source),
+      shuffle_(shuffle),
+      documents_(static_cast<std::int64_t>(lengths.tokens.size())) {
+  std::int64_t tokens = 0, kib = 0;  // of the last block
   for (std::int64_t d = 0; d < documents_; ++d) {
-    if (d == 0 || in_block >= kBlockTokens || d - block_first_.back() >= kBlockDocuments) {
+    if (d == 0 || tokens >= kBlockTokens || kib >= kBlockFeatureKib ||
+        d - block_first_.back() >= kBlockDocuments) {
       block_first_.push_back(d);
-      in_block = 0;
+      tokens = kib = 0;
     }
-    in_block += tokens[d];
+    tokens += lengths.tokens[d];
+    kib += lengths.feature_kib[d];
   }
   block_first_.push_back(documents_);
   blocks_.resize(block_first_.size() - 1);
@@ -121,7 +125,7 @@ EpochOrder::EpochOrder(const std::vector<SourceLengths>& sources, std::uint64_t 
             "{}: weight {} of {} documents, expected at least one document an epoch and at most 1e6",
             source.name, source.weight, documents);
     weights_.push_back(source.weight);
-    orders_.emplace_back(source.tokens, seed, orders_.size(), shuffle);
+    orders_.emplace_back(source, seed, orders_.size(), shuffle);
     first_id_.push_back(first);
     first += documents;
   }

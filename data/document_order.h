@@ -34,14 +34,15 @@ class OrderRandom {
 
 /// One source's documents, pass after pass without end. Shuffled in two stages, so that what is needed at a
 /// time comes from few places of the files: blocks of neighbouring documents are permuted, then kMixedBlocks
-/// of them at a time are joined and their documents permuted. A source smaller than that (16 Mi tokens) is
-/// permuted as a whole.
+/// of them at a time are joined and their documents permuted. A source smaller than that (16 Mi tokens, 2 GiB
+/// of images and sounds) is permuted as a whole.
 class SourceOrder {
  public:
-  static constexpr std::int64_t kBlockTokens = 256 << 10, kBlockDocuments = 4096;
+  // A block ends with the document that reaches one of these.
+  static constexpr std::int64_t kBlockTokens = 256 << 10, kBlockFeatureKib = 32 << 10, kBlockDocuments = 4096;
   static constexpr std::size_t kMixedBlocks = 64;
 
-  SourceOrder(std::span<const std::int32_t> tokens, std::uint64_t seed, std::uint64_t source, bool shuffle);
+  SourceOrder(const SourceLengths& lengths, std::uint64_t seed, std::uint64_t source, bool shuffle);
   std::int64_t documents() const { return documents_; }
   void seek(std::int64_t number);  ///< next() will give the number-th document since the first pass began
   std::int64_t next();             ///< index of a document of the source

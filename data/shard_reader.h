@@ -28,7 +28,9 @@ struct Piece {
 /// (at most kOpenShards). For one thread at a time.
 class DataSet {
  public:
-  static constexpr std::size_t kOpenShards = 32;
+  /// Room for the places that a shuffled order draws on at a time (SourceOrder::kMixedBlocks, some across two
+  /// shards).
+  static constexpr std::size_t kOpenShards = 96;
 
   /// Reads manifest and index. Error naming the file where one is missing, damaged or contradicts the other.
   explicit DataSet(std::filesystem::path directory);

@@ -197,7 +197,7 @@ TEST(RowPlan, shuffling_is_thorough_and_local) {
   Lengths lengths;
   lengths.tokens.assign(40'000, 1000);
   lengths.kib.assign(40'000, 0);
-  SourceOrder order(lengths.tokens, 1, 0, true);
+  SourceOrder order(lengths.source(), 1, 0, true);
   std::vector<std::int64_t> documents;
   for (int d = 0; d < 40'000; ++d) documents.push_back(order.next());
   const double mean = std::accumulate(documents.begin(), documents.begin() + 1000, 0.0) / 1000;
@@ -210,6 +210,17 @@ TEST(RowPlan, shuffling_is_thorough_and_local) {
   EXPECT_LE(blocks.size(), 2 * SourceOrder::kMixedBlocks);
   std::sort(documents.begin(), documents.end());
   EXPECT_EQ(std::unique(documents.begin(), documents.end()), documents.end());
+}
+
+TEST(RowPlan, images_come_from_few_places_at_a_time) {
+  Lengths lengths;
+  lengths.tokens.assign(20'000, 400);  // fewer tokens than one group holds, but 35 GB of images
+  lengths.kib.assign(20'000, 1782);
+  SourceOrder order(lengths.source(), 1, 0, true);
+  std::set<std::int64_t> places;
+  for (int d = 0; d < 1000; ++d) places.insert(order.next() / 19);  // a block is 19 documents
+  EXPECT_LE(places.size(), SourceOrder::kMixedBlocks);
+  EXPECT_GE(places.size(), SourceOrder::kMixedBlocks / 2);
 }
 
 TEST(RowPlan, rows_are_nearly_full) {
