@@ -16,7 +16,8 @@ class RemoteMemory final : public Backend {
   std::string description() const override { return "a device for tests"; }
   DeviceMemory memory() const override { return {}; }
   void* allocate(std::size_t bytes) override {
-    return static_cast<std::byte*>(std::calloc(bytes + 1, 1)) + kFar;
+    auto* data = static_cast<std::byte*>(allocate_host(bytes + 1));
+    return data + kFar;
   }
   void release(void* data) noexcept override { std::free(static_cast<std::byte*>(data) - kFar); }
   void* allocate_host(std::size_t bytes) override { return std::calloc(bytes, 1); }
