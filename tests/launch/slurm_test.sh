@@ -191,7 +191,7 @@ run=$work/real/run
 job=$(cd "$work/real" && sbatch --parsable --output="$work/real/log" "$root/launch/slurm/train.sbatch" \
   -c "$root/configs/quickstart.yaml" --set run.directory="$run" --set data.train="$work/real/data/train" \
   --set data.validation="$work/real/data/validation" --set train.steps=40 --set schedule.warmup_steps=10)
-events() { [[ ! -f $run/metrics.jsonl ]] || grep -c "\"event\":\"$1\"" "$run/metrics.jsonl"; }
+events() { if [[ -f $run/metrics.jsonl ]]; then grep -c "\"event\":\"$1\"" "$run/metrics.jsonl"; else echo 0; fi; }
 started() { (($(events step) >= 3)); }
 until_true 300 started || { cat "$work/real/log" >&2; exit 1; }
 scancel --signal=USR1 "$job"
