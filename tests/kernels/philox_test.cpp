@@ -1,0 +1,89 @@
+// Philox against the known answers of its authors' test suite (Random123, kat_vectors), and the bits and
+// halves that rounding and normal numbers take from a block.
+#include "kernels/philox.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/kernels/op_run.h"
+
+namespace lapidary {
+namespace {
+
+void expect_block(const PhiloxBlock& b, std::uint32_t w0, std::uint32_t w1, std::uint32_t w2,
+                  std::uint32_t w3) {
+  EXPECT_EQ(b.word[0], w0);
+  EXPECT_EQ(b.word[1], w1);
+  EXPECT_EQ(b.word[2], w2);
+  EXPECT_EQ(b.word[3], w3);
+}
+
+TEST(Philox, GivesTheKnownAnswers) {
+  expect_block(philox(0, 0, 0), 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8);
+  expect_block(philox(~0ull, ~0ull, ~0ull), 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd);
+  expect_block(philox(0x299f31d0a4093822, 0x85a308d3243f6a88, 0x0370734413198a2e), 0xd16cfe09, 0x94fdcceb,
+               0x5001e420, 0x24126ea1);
+}
+
+TEST(Philox, RoundingTakesItsBitsFromDisjointParts) {
+  const PhiloxBlock b{{0x11112222, 0x33334444, 0x55556666, 0x77778888}};
+  const RoundingBits even = rounding_bits(b, 10), odd = rounding_bits(b, 11);
+  EXPECT_EQ(even.param, 0x2222);
+  EXPECT_EQ(even.m, 0x1111);
+  EXPECT_EQ(even.v, 0x4444);
+  EXPECT_EQ(odd.param, 0x6666);
+  EXPECT_EQ(odd.m, 0x5555);
+  EXPECT_EQ(odd.v, 0x8888);
+}
+
+TEST(Philox, UniformsCoverTheirIntervalsEnds) {
+  EXPECT_EQ(uniform_above_zero({{0, 0, 0, 0}}), 0x1p-53);
+  EXPECT_EQ(uniform_above_zero({{~0u, ~0u, 0, 0}}), 1.0);
+  EXPECT_EQ(uniform_below_one({{0, 0, 0, 0}}), 0.0);
+  EXPECT_EQ(uniform_below_one({{0, 0, ~0u, ~0u}}), 1.0 - 0x1p-53);
+}
+
+Values normals(std::uint64_t seed, std::uint64_t stream, std::int64_t first, std::int64_t count) {
+  OpRun run(cpu_backend(), {}, {});
+  const Tensor out = run.out("out", {count});
+  run(FillNormal{out, 0.0, 1.0, seed, stream, first});
+  return run.read(out);
+}
+
+TEST(FillNormal, AnyCutIntoRangesGivesTheSameNumbers) {
+  const Values whole = normals(5, 6, 3, 1000);
+  for (const std::int64_t cut : {1, 2, 499, 500, 999}) {
+    Values parts = normals(5, 6, 3, cut);
+    const Values rest = normals(5, 6, 3 + cut, 1000 - cut);
+    parts.insert(parts.end(), rest.begin(), rest.end());
+    EXPECT_EQ(parts, whole) << cut;
+  }
+}
+
+/// Mean, variance and fourth moment of a million numbers, within five standard errors; neighbours, streams
+/// and seeds uncorrelated.
+TEST(FillNormal, HasTheMomentsOfANormalDistribution) {
+  constexpr std::int64_t kCount = 1000000;
+  const Values x = normals(1, 0, 0, kCount), other_stream = normals(1, 1, 0, kCount),
+               other_seed = normals(2, 0, 0, kCount);
+  double mean = 0, square = 0, fourth = 0, next = 0, stream = 0, seed = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    mean += x[i];
+    square += x[i] * x[i];
+    fourth += std::pow(x[i], 4);
+    next += x[i] * x[(i + 1) % x.size()];
+    stream += x[i] * other_stream[i];
+    seed += x[i] * other_seed[i];
+  }
+  const double n = static_cast<double>(kCount), error = 5 / std::sqrt(n);
+  EXPECT_NEAR(mean / n, 0, error);
+  EXPECT_NEAR(square / n, 1, error * std::sqrt(2));
+  EXPECT_NEAR(fourth / n, 3, error * std::sqrt(96));
+  EXPECT_NEAR(next / n, 0, error);
+  EXPECT_NEAR(stream / n, 0, error);
+  EXPECT_NEAR(seed / n, 0, error);
+}
+
+}  // namespace
+}  // namespace lapidary
