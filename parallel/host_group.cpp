@@ -15,7 +15,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::int64_t kLargestText = std::int64_t{1} << 30;
 // How long a rank that ran out of time listens for who else is still there.
-constexpr HostGroup::Duration kRollCall{500};
+constexpr HostGroup::Duration kRollCall{3000};
 constexpr int kRollCallTag = 1;
 
 std::string mpi_message(int code) {
@@ -55,18 +55,20 @@ int count_of(std::size_t values, std::string_view what) {
   return static_cast<int>(values);
 }
 
-/// Waits a little longer each time: a few microseconds at first, at most a millisecond.
+/// Waits a little longer each time: yields for the first millisecond, then sleeps for 20 microseconds up to a
+/// millisecond.
 class BackOff {
  public:
   void wait() {
-    if (++rounds_ < 64) return std::this_thread::yield();
+    if (!slow()) return std::this_thread::yield();
     std::this_thread::sleep_for(pause_);
     pause_ = std::min(pause_ * 2, std::chrono::microseconds(1000));
   }
-  bool slow() const { return rounds_ >= 64; }
+  // By the clock: on a busy machine a single yield may take many milliseconds.
+  bool slow() const { return Clock::now() - begun_ > std::chrono::milliseconds(1); }
 
  private:
-  int rounds_ = 0;
+  Clock::time_point begun_ = Clock::now();
   std::chrono::microseconds pause_{20};
 };
 

@@ -20,7 +20,7 @@ namespace lapidary {
 ///
 /// Deadline: an operation that is not complete in time throws Error with ExitCode::peer_lost that names the
 /// operation and the ranks that did not arrive. The first rank to run out of time tells the others, so those
-/// that wait end within about a second, whatever their own deadline. After such an error the group is
+/// that wait end within a few seconds, whatever their own deadline. After such an error the group is
 /// unusable and every further call throws at once; what was under way is abandoned, never waited for, so a
 /// process that saw the error should leave through MPI_Abort: MPI_Finalize may wait for the missing rank.
 ///

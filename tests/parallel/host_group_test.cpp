@@ -112,27 +112,23 @@ TEST(HostGroup, GroupsAndThreadsDoNotDisturbEachOther) {
   EXPECT_EQ(in_main, 2 * in_thread);
 }
 
-// The last rank comes late: everyone else stops in time and names it; it then stops too, at once.
+// The last rank does not come while the others wait: they stop, name it, and find the group unusable. When it
+// comes after all, it stops too. No wall-clock time decides: the machine may be busy.
 TEST(HostGroup, NamesTheMissingRank) {
   HostGroup group = world(milliseconds(300));
   const int late = group.size() - 1;
-  if (group.size() == 1) {
-    group.barrier("alone");  // nobody to wait for
-    return;
-  }
-  if (group.rank() == late) std::this_thread::sleep_for(milliseconds(2000));
-  const auto begun = std::chrono::steady_clock::now();
+  if (group.size() == 1) return group.barrier("alone");  // nobody to wait for
   std::string message;
   EXPECT_TRUE(group.usable());
+  if (group.rank() == late) MPI_Barrier(MPI_COMM_WORLD);
   try {
     for (int i = 0; i < 2; ++i) group.all_reduce(std::int64_t{1}, Reduce::sum, "checkpoint 40: written");
   } catch (const Error& e) {
     message = e.what();
     EXPECT_EQ(e.code(), ExitCode::peer_lost);
   }
+  if (group.rank() != late) MPI_Barrier(MPI_COMM_WORLD);
   EXPECT_FALSE(group.usable());
-  const auto took = std::chrono::steady_clock::now() - begun;
-  EXPECT_LT(took, milliseconds(1500));
   EXPECT_TRUE(contains(message, "checkpoint 40: written: gave up after")) << message;
   if (group.rank() != late) {
     EXPECT_TRUE(message.ends_with(fmt::format("missing: rank {}", late))) << message;
@@ -148,21 +144,23 @@ TEST(HostGroup, NamesTheMissingRank) {
 
 // A rank with a short deadline takes those with a long one along.
 TEST(HostGroup, TheFirstToGiveUpTellsTheOthers) {
-  HostGroup group = world(milliseconds(60000));
+  HostGroup group = world(milliseconds(200000));
   if (group.size() < 3) return group.barrier("too few for three roles");
-  const auto begun = std::chrono::steady_clock::now();
+  const int late = group.size() - 1;
   if (group.rank() == 0) group.set_deadline(milliseconds(200));
-  if (group.rank() != group.size() - 1) {
+  MPI_Barrier(MPI_COMM_WORLD);
+  if (group.rank() != late) {
+    const auto begun = std::chrono::steady_clock::now();
     try {
       group.barrier("save");
-      FAIL();
+      ADD_FAILURE() << "nobody was missed";
     } catch (const Error& e) {
-      EXPECT_TRUE(contains(e.what(), fmt::format("missing: rank {}", group.size() - 1))) << e.what();
+      EXPECT_TRUE(contains(e.what(), fmt::format("missing: rank {}", late))) << e.what();
     }
-    EXPECT_LT(std::chrono::steady_clock::now() - begun, milliseconds(5000));
+    EXPECT_LT(std::chrono::steady_clock::now() - begun, milliseconds(60000));
   }
   MPI_Barrier(MPI_COMM_WORLD);
-  if (group.rank() == group.size() - 1) {  // late: whatever it calls ends soon
+  if (group.rank() == late) {  // whatever it calls now ends
     EXPECT_THROW(
         {
           group.barrier("save");
