@@ -39,8 +39,17 @@ void describe(DataBuildArguments& a, CommandSyntax& syntax) {
   syntax.texts("input,i", "FILE", a.inputs, "JSONL file of samples; paths in it are relative to it");
   syntax.text("output,o", "FOLDER", a.output, "where the shards go");
   syntax.text("tokenizer", "NAME", a.tokenizer, "bytes, or the path of a tokenizer.json");
-  syntax.text("train-on", "PART", a.train_on, "what is trained: all, answers or last_answer");
-  syntax.number("image-tokens", a.image_tokens, 1, 1 << 20, "most soft tokens of an image");
+  syntax.word("train-on", a.train_on, {"all", "answers", "last_answer"}, "what is trained of a sample");
+  syntax.word("empty-channel", a.empty_channel, {"trained_turns", "last_turn", "none"},
+              "which answers without reasoning begin with an empty thought channel");
+  syntax.texts("markup", "KEY=NAME", a.markup,
+               "another name for a token or role of the markup, such as "
+               "end_turn=<end_of_turn>");
+  syntax.number("image-tokens", a.image_tokens, 1, 1 << 16, "most soft tokens of an image");
+  syntax.real("max-seconds", a.max_seconds, 0.04, 3600, "longest sound; a longer one is an unusable sample");
+  syntax.number("max-tokens", a.max_tokens, 0, std::int64_t{1} << 30, "longest document; 0: any");
+  syntax.word("over-long", a.over_long, {"drop", "split"}, "what becomes of longer documents");
+  syntax.word("on-error", a.on_error, {"error", "skip"}, "an unusable sample ends the build, or is counted");
   syntax.real("validation", a.validation, 0, 1, "share of the samples that is held out");
   syntax.number("workers", a.workers, 0, 4096, "threads; 0: one a core");
   syntax.require_one("input");

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "data/build.h"
 #include "kernels/device.h"
 #include "trainer/config_reader.h"
 #include "trainer/run_config.h"
@@ -48,10 +49,16 @@ struct DataBuildArguments {
   std::vector<std::string> inputs;  ///< JSONL files
   std::string output;               ///< folder
   std::string tokenizer;            ///< "bytes", or the path of a tokenizer.json
-  std::string train_on = "answers";
+  std::vector<std::string> markup;  ///< KEY=VALUE: names of tokens and roles
+  TrainOn train_on = TrainOn::answers;
+  EmptyChannel empty_channel = EmptyChannel::trained_turns;
   std::int64_t image_tokens = 280;  ///< most soft tokens of an image
-  double validation = 0;            ///< share of the samples that is held out
-  std::int64_t workers = 0;         ///< threads; 0: one a core
+  double max_seconds = 30;          ///< of a sound
+  std::int64_t max_tokens = 0;      ///< of a document; 0: no limit
+  OverLong over_long = OverLong::drop;
+  OnError on_error = OnError::error;
+  double validation = 0;     ///< share of the samples that is held out
+  std::int64_t workers = 0;  ///< threads; 0: one a core
 };
 int run_data_build(const DataBuildArguments& arguments);
 

@@ -15,11 +15,14 @@ namespace lapidary {
 
 namespace {
 
-TrainOn train_on(const std::string& word) {
-  if (word == "all") return TrainOn::all;
-  if (word == "answers") return TrainOn::answers;
-  require(word == "last_answer", "--train-on is {}, expected all, answers or last_answer", word);
-  return TrainOn::last_answer;
+Markup read_markup(const std::vector<std::string>& settings) {
+  Markup markup;
+  for (const std::string& setting : settings) {
+    const std::size_t equals = setting.find('=');
+    require(equals != std::string::npos, "--markup {}: expected KEY=NAME", setting);
+    set_markup(markup, setting.substr(0, equals), setting.substr(equals + 1));
+  }
+  return markup;
 }
 
 /// A line that overwrites itself on a terminal and stays silent elsewhere.
@@ -53,17 +56,23 @@ void print_counts(const char* name, const BuildCounts& c) {
 }  // namespace
 
 int run_data_build(const DataBuildArguments& arguments) {
-  const std::unique_ptr<const Tokenizer> tokenizer = load_tokenizer(arguments.tokenizer);
   BuildOptions options;
   options.inputs = arguments.inputs;
   options.output = arguments.output;
-  options.conversation.train_on = train_on(arguments.train_on);
+  options.conversation = {arguments.train_on, arguments.empty_channel, read_markup(arguments.markup)};
+  const std::unique_ptr<const Tokenizer> tokenizer =
+      load_tokenizer(arguments.tokenizer, options.conversation.markup.tokens);
   options.media.image.max_soft_tokens = static_cast<std::int32_t>(arguments.image_tokens);
   options.media.image.any_budget = true;
+  options.media.audio.max_seconds = arguments.max_seconds;
+  options.max_tokens = arguments.max_tokens;
+  options.over_long = arguments.over_long;
+  options.on_error = arguments.on_error;
   options.validation = arguments.validation;
   options.threads = static_cast<int>(arguments.workers);
   ProgressLine progress;
   const BuildReport report = build_dataset(options, *tokenizer, std::ref(progress));
+  if (report.resumed) std::cout << "continued an interrupted build\n";
   print_counts("train", report.train);
   if (arguments.validation > 0) print_counts("validation", report.validation);
   for (const std::string& message : report.dropped_examples) std::cout << "dropped: " << message << '\n';

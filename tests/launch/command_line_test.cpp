@@ -66,7 +66,7 @@ TEST(Arguments, EveryCommandReadsItsOwn) {
   EXPECT_EQ(build.output, "out");
   EXPECT_EQ(build.image_tokens, 4);
   EXPECT_EQ(build.validation, 0.08);
-  EXPECT_EQ(build.train_on, "all");
+  EXPECT_EQ(build.train_on, TrainOn::all);
 
   DataFolderArguments folders;
   EXPECT_EQ(read({"a", "b", "c"}, folders), "");
