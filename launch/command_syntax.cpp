@@ -96,7 +96,7 @@ void CommandSyntax::number(const std::string& names, int& target, int low, int h
                            const std::string& help) {
   add_checked(names, "N", fmt::format("{}", target), help, [&target, low, high](const std::string& given) {
     std::int64_t value = 0;
-    const auto complaint = read_whole(given, low, high, value);
+    auto complaint = read_whole(given, low, high, value);
     if (complaint.empty()) target = static_cast<int>(value);
     return complaint;
   });

@@ -124,7 +124,7 @@ struct Reader {
   }
 
   template <class T>
-  Result store(const Member<T>& member, Complaint complaint, const T& value) const {
+  Result store(const Member<T>& member, const Complaint& complaint, const T& value) const {
     if (complaint.empty()) member.set(config, value);
     return one(complaint);
   }
