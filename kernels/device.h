@@ -12,6 +12,7 @@ namespace lapidary {
 
 class Arena;
 class Backend;
+class OpTimer;
 
 enum class Device : std::uint8_t { cpu, cuda };
 
@@ -39,11 +40,15 @@ class Stream {
   /// Scratch of operations that need some; taken and given back within one call of run().
   Arena& workspace() const { return *workspace_; }
   void set_workspace(Arena* workspace) { workspace_ = workspace; }
+  /// Measures every operation that run() queues here; null: none.
+  OpTimer* timer() const { return timer_; }
+  void set_timer(OpTimer* timer) { timer_ = timer; }
 
  private:
   Backend* backend_;
   void* native_;
   Arena* workspace_;
+  OpTimer* timer_ = nullptr;
 };
 
 struct DeviceMemory {
@@ -69,10 +74,22 @@ class Backend {
   virtual void copy_to_device(const Stream& stream, void* to, const void* from_host, std::size_t bytes) = 0;
   virtual void copy_to_host(const Stream& stream, void* to_host, const void* from, std::size_t bytes) = 0;
   virtual Event record(const Stream& stream) = 0;
+  virtual Event record_timed(const Stream& stream) = 0;  ///< an event that seconds_between() takes
+  /// Between two timed events of one stream, both of which have happened.
+  virtual double seconds_between(const Event& from, const Event& to) = 0;
   virtual void wait(const Stream& stream,
                     const Event& event) = 0;           ///< later work of `stream` comes after the event
   virtual void synchronize(const Stream& stream) = 0;  ///< the host waits
   virtual void synchronize(const Event& event) = 0;    ///< the host waits
+
+  /// While on, matrix products that are worth it measure which algorithm is fastest, on the operands at hand
+  /// (results that accumulate are then worthless), and keep it. Off, what was found is used; without
+  /// measurements, the library's first choice. Backends without a choice do nothing.
+  virtual void measure_products(bool /*on*/) {}
+  /// What measure_products found, in a text file for the next process. Loading skips what was measured on
+  /// another device or library version, and replaces what this process has found. No file: nothing.
+  virtual void save_products(const std::string& /*path*/) const {}
+  virtual void load_products(const std::string& /*path*/) {}
 };
 
 /// The CPU.

@@ -16,6 +16,7 @@
 #include "kernels/arena.h"
 #include "kernels/build_info.h"
 #include "kernels/device.h"
+#include "kernels/op_timer.h"
 #include "kernels/tensor.h"
 
 namespace lapidary {
@@ -403,10 +404,10 @@ struct SquaredNorm {
   void cuda(Stream&) const;
 };
 
-/// norm = sqrt(sum); factor = min(1, max_norm / (norm + 1e-6)), 1 where max_norm is 0. Not finite: factor 0,
-/// so that nothing is learned before the host has seen the norm.
+/// norm = root of the sum of `sums`; factor = min(1, max_norm / (norm + 1e-6)), 1 where max_norm is 0. Not
+/// finite: factor 0, so that nothing is learned before the host has seen the norm.
 struct ClipFactor {
-  Tensor sum;  ///< f64 [1]
+  Tensor sums;  ///< f64 [n]: squared norms of the parts, added in order
   double max_norm = 0;
   Tensor norm;    ///< f64 [1]
   Tensor factor;  ///< f32 [1] (f64 for f64)
@@ -465,6 +466,7 @@ void execute(Stream& stream, const Op& op) {
 /// workspace for the time of the call. A dry stream only takes (and so counts) that scratch.
 template <class Op>
 void run(Stream& stream, Op op) {
+  const TimedOp<Op> timed(stream, op);
   if constexpr (requires {
                   { op.scratch_bytes(Device::cpu) } -> std::same_as<std::size_t>;
                 }) {

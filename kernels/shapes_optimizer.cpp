@@ -43,12 +43,12 @@ void check(const SquaredNorm& op) {
 
 void check(const ClipFactor& op) {
   const OpCheck c("ClipFactor");
-  c.tensor({"sum", op.sum}, DType::f64, {1});
+  c.tensor({"sums", op.sums}, DType::f64, {op.sums.rows()});
   c.tensor({"norm", op.norm}, DType::f64, {1});
   c.float_type({"factor", op.factor});
   c.tensor({"factor", op.factor}, wide_type(op.factor.dtype()), {1});
   c.that(op.max_norm >= 0, "max_norm is negative");
-  c.aliases({{"sum", op.sum}}, {{"norm", op.norm}, {"factor", op.factor}});
+  c.aliases({{"sums", op.sums}}, {{"norm", op.norm}, {"factor", op.factor}});
 }
 
 void check(const Fill& op) {

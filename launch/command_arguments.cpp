@@ -92,6 +92,13 @@ void describe(ParityArguments& a, CommandSyntax& syntax) {
   syntax.require_one("reference");
 }
 
+void describe(BenchStepArguments& a, CommandSyntax& syntax) {
+  describe_config(a.config, syntax);
+  syntax.number("warmup", a.options.warmup, 0, 1000, "steps before the timed ones");
+  syntax.number("steps", a.options.steps, 1, 10'000, "timed steps");
+  syntax.flag("no-profile", a.no_profile, "leave out the table of operations");
+}
+
 void describe(ConfigShowArguments& a, CommandSyntax& syntax) {
   describe_config(a.config, syntax);
   syntax.flag("changed", a.changed, "only required keys and those that differ from their default");

@@ -10,6 +10,7 @@
 #include "kernels/device.h"
 #include "trainer/config_reader.h"
 #include "trainer/run_config.h"
+#include "trainer/step_bench.h"
 
 namespace lapidary {
 
@@ -97,6 +98,14 @@ struct ParityArguments {
 };
 int run_parity_command(const ParityArguments& arguments, const MpiSession& session);
 
+/// lapidary bench step
+struct BenchStepArguments {
+  ConfigArguments config;
+  StepBenchOptions options;
+  bool no_profile = false;
+};
+int run_bench_step(const BenchStepArguments& arguments, const MpiSession& session);
+
 /// lapidary config show, check
 struct ConfigShowArguments {
   ConfigArguments config;
@@ -119,6 +128,7 @@ void describe(DataFolderArguments& a, CommandSyntax& syntax);
 void describe(DataShowArguments& a, CommandSyntax& syntax);
 void describe(CheckpointInspectArguments& a, CommandSyntax& syntax);
 void describe(ParityArguments& a, CommandSyntax& syntax);
+void describe(BenchStepArguments& a, CommandSyntax& syntax);
 void describe(ConfigShowArguments& a, CommandSyntax& syntax);
 void describe(ConfigCheckArguments& a, CommandSyntax& syntax);
 void describe(ConfigReferenceArguments& a, CommandSyntax& syntax);

@@ -24,6 +24,8 @@ std::vector<lapidary::Command> commands(const lapidary::MpiSession* session) {
       make_command("data verify", "checks every file and document of a data set", run_data_verify),
       make_command("data show", "prints a packed row, with what is trained marked", run_data_show),
       make_command("checkpoint inspect", "prints what a checkpoint holds", run_checkpoint_inspect),
+      make_command("bench step", "times training steps of a configuration on random text", run_bench_step,
+                   session),
       make_command("config show", "prints the configuration that files, defaults and --set result in",
                    run_config_show),
       make_command("config check", "reports everything that is wrong with a configuration", run_config_check),
@@ -43,6 +45,7 @@ bool started_by_launcher() {
 }
 
 bool is_of_ranks(const std::vector<std::string>& words) {
+  if (words.size() > 1 && words[0] == "bench" && words[1] == "step") return true;
   return !words.empty() &&
          std::find(kCommandsOfRanks.begin(), kCommandsOfRanks.end(), words[0]) != kCommandsOfRanks.end();
 }

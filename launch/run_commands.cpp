@@ -60,4 +60,13 @@ int run_parity_command(const ParityArguments& arguments, const MpiSession& sessi
   return run_parity(options, world, mesh, backend, std::cout) ? 0 : static_cast<int>(ExitCode::bad_input);
 }
 
+int run_bench_step(const BenchStepArguments& arguments, const MpiSession& session) {
+  const RunConfig config = load_config(arguments.config.sources);
+  StepBenchOptions options = arguments.options;
+  options.profile = !arguments.no_profile;
+  HostGroup world(MPI_COMM_WORLD, kHostDeadline);
+  bench_step(config, options, world, place_of(session), std::cout);
+  return 0;
+}
+
 }  // namespace lapidary

@@ -75,10 +75,7 @@ void Optimizer::compute_norm(Stream& stream) {
   mesh_->reduce->wait(stream, units);
   Ticket rows = mesh_->vocabulary->all_reduce(stream, sums_.flat_range(1, 1), Reduction::sum);
   mesh_->vocabulary->wait(stream, rows);
-  run(stream, Add{.in = sums_.flat_range(1, 1), .out = sums_.flat_range(0, 1)});
-  run(stream,
-      ClipFactor{
-          .sum = sums_.flat_range(0, 1), .max_norm = options_.clip_norm, .norm = norm_, .factor = factor_});
+  run(stream, ClipFactor{.sums = sums_, .max_norm = options_.clip_norm, .norm = norm_, .factor = factor_});
 }
 
 void Optimizer::step(Stream& stream, double lr, std::int64_t step) {

@@ -1,6 +1,7 @@
 // The CPU as a device, and the backend of planned runs, which does nothing.
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -63,9 +64,17 @@ class CpuBackend final : public Backend {
     if (bytes > 0) std::memcpy(to_host, from, bytes);
   }
   Event record(const Stream&) override { return {}; }
+  Event record_timed(const Stream&) override { return {std::make_shared<Clock::time_point>(Clock::now())}; }
+  double seconds_between(const Event& from, const Event& to) override {
+    const auto at = [](const Event& e) { return *static_cast<const Clock::time_point*>(e.native.get()); };
+    return std::chrono::duration<double>(at(to) - at(from)).count();
+  }
   void wait(const Stream&, const Event&) override {}
   void synchronize(const Stream&) override {}
   void synchronize(const Event&) override {}
+
+ private:
+  using Clock = std::chrono::steady_clock;
 };
 
 /// Nothing is computed, allocated or copied. Addresses are never dereferenced; they only must not be null.
@@ -89,6 +98,8 @@ class PlanBackend final : public Backend {
   void copy_to_device(const Stream&, void*, const void*, std::size_t) override {}
   void copy_to_host(const Stream&, void*, const void*, std::size_t) override {}
   Event record(const Stream&) override { return {}; }
+  Event record_timed(const Stream&) override { return {}; }
+  double seconds_between(const Event&, const Event&) override { return 0; }
   void wait(const Stream&, const Event&) override {}
   void synchronize(const Stream&) override {}
   void synchronize(const Event&) override {}

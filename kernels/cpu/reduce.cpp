@@ -27,7 +27,9 @@ void SquaredNorm::cpu(Stream&) const {
 
 void ClipFactor::cpu(Stream&) const {
   check(*this);
-  const double length = std::sqrt(*sum.as<double>());
+  double total = 0.0;
+  for (std::int64_t i = 0; i < sums.numel(); ++i) total += sums.as<double>()[i];
+  const double length = std::sqrt(total);
   double scale = max_norm > 0 ? std::min(1.0, max_norm / (length + 1e-6)) : 1.0;
   if (!std::isfinite(length)) scale = 0.0;
   *norm.as<double>() = length;

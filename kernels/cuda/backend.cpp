@@ -14,6 +14,14 @@ cudaEvent_t native(const Event& event) {
   return static_cast<cudaEvent_t>(event.native.get());
 }
 
+Event record_event(const Stream& stream, unsigned flags) {
+  cudaEvent_t event = nullptr;
+  cuda_ok(cudaEventCreateWithFlags(&event, flags), "creating an event");
+  std::shared_ptr<void> owner(event, [](void* e) { (void)cudaEventDestroy(static_cast<cudaEvent_t>(e)); });
+  cuda_ok(cudaEventRecord(event, cuda_stream(stream)), "recording an event");
+  return Event{std::move(owner)};
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(int index) : index_(index) {
@@ -92,11 +100,17 @@ void CudaBackend::copy_to_host(const Stream& stream, void* to_host, const void* 
 }
 
 Event CudaBackend::record(const Stream& stream) {
-  cudaEvent_t event = nullptr;
-  cuda_ok(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
-  std::shared_ptr<void> owner(event, [](void* e) { (void)cudaEventDestroy(static_cast<cudaEvent_t>(e)); });
-  cuda_ok(cudaEventRecord(event, cuda_stream(stream)), "recording an event");
-  return Event{std::move(owner)};
+  return record_event(stream, cudaEventDisableTiming);
+}
+
+Event CudaBackend::record_timed(const Stream& stream) {
+  return record_event(stream, cudaEventDefault);
+}
+
+double CudaBackend::seconds_between(const Event& from, const Event& to) {
+  float milliseconds = 0;
+  cuda_ok(cudaEventElapsedTime(&milliseconds, native(from), native(to)), "reading the time between events");
+  return static_cast<double>(milliseconds) * 1e-3;
 }
 
 void CudaBackend::wait(const Stream& stream, const Event& event) {

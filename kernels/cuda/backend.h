@@ -37,9 +37,14 @@ class CudaBackend final : public Backend {
   void copy_to_device(const Stream& stream, void* to, const void* from_host, std::size_t bytes) override;
   void copy_to_host(const Stream& stream, void* to_host, const void* from, std::size_t bytes) override;
   Event record(const Stream& stream) override;
+  Event record_timed(const Stream& stream) override;
+  double seconds_between(const Event& from, const Event& to) override;
   void wait(const Stream& stream, const Event& event) override;
   void synchronize(const Stream& stream) override;
   void synchronize(const Event& event) override;
+  void measure_products(bool on) override;
+  void save_products(const std::string& path) const override;
+  void load_products(const std::string& path) override;
 
   int index() const { return index_; }
   /// The workspace is taken at the stream's first product and kept (kBlasWorkspace bytes).

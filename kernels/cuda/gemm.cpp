@@ -1,12 +1,13 @@
 #include "kernels/cuda/gemm.h"
 
-#include <array>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include "kernels/check.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/gemm_algorithms.h"
 #include "kernels/ops.h"
 #include "kernels/shapes.h"
 
@@ -34,10 +35,7 @@ std::uint32_t alignment_of(const MatrixView& x, int batch) {
   return static_cast<std::uint32_t>(bits & (~bits + 1));
 }
 
-/// What an algorithm was chosen for. Equal keys run the same algorithm, so equal calls give the same bits.
-using Key = std::array<std::int64_t, 18>;
-
-Key key_of(const Gemm& g) {
+GemmKey key_of(const Gemm& g) {
   return {g.m,
           g.n,
           g.k,
@@ -67,7 +65,7 @@ std::string describe(const Gemm& g) {
 /// The descriptors of one product shape and the algorithm chosen for it, kept until the process ends.
 class Plan {
  public:
-  Plan(const BlasContext& blas, const Gemm& g) {
+  Plan(const BlasContext& blas, const Gemm& g, cudaStream_t stream) {
     const std::string what = describe(g);
     blas_ok(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), what);
     // cuBLAS is column-major: it computes c^T = op(b)^T op(a)^T, with b in the first place.
@@ -76,16 +74,13 @@ class Plan {
     b_ = layout(g.b, g.transpose_b ? g.n : g.k, g.transpose_b ? g.k : g.n, g.batch, what);
     a_ = layout(g.a, g.transpose_a ? g.k : g.m, g.transpose_a ? g.m : g.k, g.batch, what);
     c_ = layout(g.c, g.m, g.n, g.batch, what);
-    choose(blas, g, what);
+    algorithm_ = choose(blas, g, stream, what);
   }
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
   void run(const BlasContext& blas, const Gemm& g, cudaStream_t stream) const {
-    void* c = const_cast<void*>(g.c.data);
-    const cublasStatus_t status =
-        cublasLtMatmul(blas.handle, operation_, &g.alpha, g.b.data, b_, g.a.data, a_, &g.beta, c, c_, c, c_,
-                       &algorithm_, blas.workspace, blas.workspace_bytes, stream);
+    const cublasStatus_t status = run_with(algorithm_, blas, g, stream);
     if (status != CUBLAS_STATUS_SUCCESS) blas_ok(status, describe(g));
   }
 
@@ -111,7 +106,30 @@ class Plan {
     return out;
   }
 
-  void choose(const BlasContext& blas, const Gemm& g, const std::string& what) {
+  cublasStatus_t run_with(const cublasLtMatmulAlgo_t& algorithm, const BlasContext& blas, const Gemm& g,
+                          cudaStream_t stream) const {
+    void* c = const_cast<void*>(g.c.data);
+    return cublasLtMatmul(blas.handle, operation_, &g.alpha, g.b.data, b_, g.a.data, a_, &g.beta, c, c_, c,
+                          c_, &algorithm, blas.workspace, blas.workspace_bytes, stream);
+  }
+
+  cublasLtMatmulAlgo_t choose(const BlasContext& blas, const Gemm& g, cudaStream_t stream,
+                              const std::string& what) const {
+    GemmAlgorithms& known = gemm_algorithms();
+    if (const auto found = known.find(key_of(g))) return *found;
+    const double flops = 2.0 * static_cast<double>(g.m) * static_cast<double>(g.n) *
+                         static_cast<double>(g.k) * static_cast<double>(g.batch);
+    const bool measures = known.measuring && flops >= GemmAlgorithms::kWorthMeasuring;
+    const auto candidates = ask(blas, g, measures ? GemmAlgorithms::kCandidates : 1, what);
+    if (!measures) return candidates.front().algo;
+    return known.measure(
+        key_of(g), candidates,
+        [&](const cublasLtMatmulAlgo_t& algorithm) { return run_with(algorithm, blas, g, stream); }, stream);
+  }
+
+  /// The library's suggestions, the best by its own reckoning first.
+  std::vector<cublasLtMatmulHeuristicResult_t> ask(const BlasContext& blas, const Gemm& g, int count,
+                                                   const std::string& what) const {
     cublasLtMatmulPreference_t preference = nullptr;
     blas_ok(cublasLtMatmulPreferenceCreate(&preference), what);
     const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -122,14 +140,15 @@ class Plan {
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(g.a, g.batch));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(g.c, g.batch));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(g.c, g.batch));
-    cublasLtMatmulHeuristicResult_t best{};
+    std::vector<cublasLtMatmulHeuristicResult_t> out(static_cast<std::size_t>(count));
     int found = 0;
-    const cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(blas.handle, operation_, b_, a_, c_, c_, preference, 1, &best, &found);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(blas.handle, operation_, b_, a_, c_, c_,
+                                                                 preference, count, out.data(), &found);
     (void)cublasLtMatmulPreferenceDestroy(preference);
     blas_ok(status, what);
     require(found > 0, "cuBLASLt has no algorithm for the {}", what);
-    algorithm_ = best.algo;
+    out.resize(static_cast<std::size_t>(found));
+    return out;
   }
 
   cublasLtMatmulDesc_t operation_ = nullptr;
@@ -137,14 +156,24 @@ class Plan {
   cublasLtMatmulAlgo_t algorithm_{};
 };
 
-const Plan& plan_for(const BlasContext& blas, const Gemm& g) {
-  static std::mutex mutex;
-  static auto& plans = *new std::map<Key, Plan>;  // never destroyed, as the backend
-  const std::lock_guard lock(mutex);
-  const Key key = key_of(g);
-  const auto found = plans.find(key);
-  if (found != plans.end()) return found->second;
-  return plans.try_emplace(key, blas, g).first->second;
+/// All plans, and the lock that guards them and gemm_algorithms().
+struct Plans {
+  std::mutex mutex;
+  std::map<GemmKey, Plan> by_key;
+};
+
+Plans& plans() {
+  static auto& all = *new Plans;  // never destroyed, as the backend
+  return all;
+}
+
+const Plan& plan_for(const BlasContext& blas, const Gemm& g, cudaStream_t stream) {
+  const std::lock_guard lock(plans().mutex);
+  auto& by_key = plans().by_key;
+  const GemmKey key = key_of(g);
+  const auto found = by_key.find(key);
+  if (found != by_key.end()) return found->second;
+  return by_key.try_emplace(key, blas, g, stream).first->second;
 }
 
 MatrixView view_of(const Tensor& x) {
@@ -156,7 +185,24 @@ MatrixView view_of(const Tensor& x) {
 void gemm(Stream& stream, const Gemm& g) {
   if (g.m == 0 || g.n == 0 || g.batch == 0) return;
   BlasContext& blas = static_cast<CudaBackend&>(stream.backend()).blas(stream);
-  plan_for(blas, g).run(blas, g, cuda_stream(stream));
+  plan_for(blas, g, cuda_stream(stream)).run(blas, g, cuda_stream(stream));
+}
+
+void CudaBackend::measure_products(bool on) {
+  const std::lock_guard lock(plans().mutex);
+  if (on) plans().by_key.clear();
+  gemm_algorithms().measuring = on;
+}
+
+void CudaBackend::save_products(const std::string& path) const {
+  const std::lock_guard lock(plans().mutex);
+  gemm_algorithms().save(path, name_);
+}
+
+void CudaBackend::load_products(const std::string& path) {
+  const std::lock_guard lock(plans().mutex);
+  plans().by_key.clear();
+  gemm_algorithms().load(path, name_);
 }
 
 void MatMul::cuda(Stream& stream) const {

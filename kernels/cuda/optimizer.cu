@@ -229,8 +229,10 @@ __global__ void __launch_bounds__(kThreads) add_norm_parts(const double* partial
   if (threadIdx.x == 0) *total += sum[0];
 }
 
-__global__ void clip_factor(const double* sum, double max_norm, double* norm, float* factor) {
-  const double length = sqrt(*sum);
+__global__ void clip_factor(const double* sums, int parts, double max_norm, double* norm, float* factor) {
+  double total = 0.0;
+  for (int i = 0; i < parts; ++i) total += sums[i];
+  const double length = sqrt(total);
   *norm = length;
   const double scale = max_norm > 0.0 ? fmin(1.0, max_norm / (length + 1e-6)) : 1.0;
   *factor = isfinite(length) ? static_cast<float>(scale) : 0.0f;
@@ -297,8 +299,8 @@ void SquaredNorm::cuda(Stream& stream) const {
 
 void ClipFactor::cuda(Stream& stream) const {
   check(*this);
-  clip_factor<<<1, 1, 0, cuda_stream(stream)>>>(ptr<double>(sum), max_norm, ptr<double>(norm),
-                                                ptr<float>(factor));
+  clip_factor<<<1, 1, 0, cuda_stream(stream)>>>(ptr<double>(sums), static_cast<int>(sums.numel()), max_norm,
+                                                ptr<double>(norm), ptr<float>(factor));
   launched("ClipFactor");
 }
 

@@ -76,14 +76,15 @@ OpCase squared_norm_case(std::int64_t n) {
 OpCase clip_case(double sum, double max_norm, double norm, double factor) {
   OpCase c;
   c.name = "ClipFactor.sum" + std::to_string(sum) + "max" + std::to_string(max_norm);
-  c.given = {{"sum", {sum}}};
-  c.exact = {"sum"};
+  c.given = {{"sums", {0.25 * sum, 0.75 * sum}}};
+  c.exact = {"sums"};
   c.reference = [=](const Arrays&) { return Arrays{{"norm", {norm}}, {"factor", {factor}}}; };
   c.run = [=](OpRun& r) {
-    r(ClipFactor{r.in_as("sum", DType::f64, {1}), max_norm, r.out_as("norm", DType::f64, {1}),
+    r(ClipFactor{r.in_as("sums", DType::f64, {2}), max_norm, r.out_as("norm", DType::f64, {1}),
                  r.out_wide("factor", {1})});
   };
   c.bounds = {{"norm", {0, 1}}, {"factor", {0, 1}}};
+  c.any_width = {"sums"};
   return c;
 }
 

@@ -1,0 +1,52 @@
+// Which cuBLASLt algorithm computes which product: what was measured in this process or read from a file.
+#pragma once
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <array>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/gemm.h"
+
+namespace lapidary {
+
+/// What an algorithm is chosen for: sizes, transpositions, types, strides and alignments. Equal keys run the
+/// same algorithm, so equal calls give the same bits.
+using GemmKey = std::array<std::int64_t, 18>;
+
+class GemmAlgorithms {
+ public:
+  /// Products below this many operations are not worth a measurement: the library's first choice serves.
+  static constexpr double kWorthMeasuring = 1e11;
+  static constexpr int kCandidates = 24;
+
+  bool measuring = false;
+
+  std::optional<cublasLtMatmulAlgo_t> find(const GemmKey& key) const;
+  /// The fastest of the candidates; run(candidate) queues one product on the stream.
+  cublasLtMatmulAlgo_t measure(const GemmKey& key,
+                               const std::vector<cublasLtMatmulHeuristicResult_t>& candidates,
+                               const std::function<cublasStatus_t(const cublasLtMatmulAlgo_t&)>& run,
+                               cudaStream_t stream);
+
+  /// One JSON object a line: device, library version, key, the algorithm's bytes in hex, milliseconds.
+  void save(const std::string& path, const std::string& device) const;
+  /// Replaces what is known. Lines of other devices or versions are skipped; a damaged line is an Error.
+  void load(const std::string& path, const std::string& device);
+
+ private:
+  struct Entry {
+    cublasLtMatmulAlgo_t algorithm{};
+    double milliseconds = 0;
+  };
+  std::map<GemmKey, Entry> entries_;
+};
+
+/// The process's. Guarded by the mutex of gemm()'s plans: use it through gemm.h and the backend.
+GemmAlgorithms& gemm_algorithms();
+
+}  // namespace lapidary

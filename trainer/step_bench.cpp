@@ -1,0 +1,199 @@
+#include "trainer/step_bench.h"
+
+#include <algorithm>
+#include <ostream>
+
+#include "kernels/check.h"
+#include "kernels/op_timer.h"
+#include "kernels/philox.h"
+#include "model/weights.h"
+#include "trainer/flops.h"
+#include "trainer/plan.h"
+#include "trainer/product_tuning.h"
+
+namespace lapidary {
+
+namespace {
+
+/// Packed rows of random tokens, each row one document, every token with its successor as target.
+Batch random_text(const ModelConfig& model, std::int64_t rows, std::int64_t length, std::uint64_t seed,
+                  ImageAttention rule) {
+  Batch batch;
+  std::vector<std::int32_t> document;
+  const std::vector<std::int32_t> soft = model.soft_ids();
+  const auto ordinary = [&](std::int32_t id) {
+    return id != model.pad_id && std::ranges::find(soft, id) == soft.end();
+  };
+  for (std::int64_t t = 0; t < rows * length; ++t) {
+    const PhiloxBlock random = philox(seed, static_cast<std::uint64_t>(t), 0);
+    auto id = static_cast<std::int32_t>(random.word[0] % static_cast<std::uint32_t>(model.vocabulary));
+    while (!ordinary(id)) id = static_cast<std::int32_t>((id + 1) % model.vocabulary);
+    batch.ids.push_back(id);
+    batch.positions.push_back(static_cast<std::int32_t>(t % length));
+    document.push_back(static_cast<std::int32_t>(t / length));
+  }
+  for (std::int64_t t = 0; t < rows * length; ++t) {
+    const bool last = (t + 1) % length == 0;
+    batch.targets.push_back(last ? -1 : batch.ids[static_cast<std::size_t>(t + 1)]);
+  }
+  attention_intervals(document, std::vector<std::uint8_t>(document.size(), 0),
+                      static_cast<std::int32_t>(model.window), rule, batch.full, batch.sliding);
+  batch.rows = rows;
+  if (model.has_vision) {
+    batch.patches.dtype = DType::u8;
+    batch.patches.width = model.vision.patch_width();
+  }
+  if (model.has_audio) {
+    batch.frames.dtype = DType::i16;
+    batch.frames.width = model.audio.frame_width;
+  }
+  return batch;
+}
+
+class StepBench {
+ public:
+  StepBench(const RunConfig& config, const StepBenchOptions& options, HostGroup& world,
+            const NodePlace& place, std::ostream& out)
+      : config_(config),
+        options_(options),
+        world_(world),
+        out_(out),
+        device_(choose_device(config.run.device)),
+        setup_(make_run_setup(config, world.size(), world.rank(), place.ranks_per_node, true)),
+        plan_(make_plan(setup_, device_)),
+        backend_(open_backend(device_, place)),
+        mesh_(make_mesh(setup_.mesh, backend_, place)),
+        free_before_(backend_.memory().free) {
+    check_fits(plan_, free_before_, device_);
+    instance_ = std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, backend_,
+                                           plan_.sizes);
+    micro_ = std::max<std::int64_t>(
+        1, config.train.rows_per_step / (config.train.rows_per_rank * static_cast<std::int64_t>(world.size())));
+    batch_ = random_text(setup_.model, config.train.rows_per_rank, config.data.sequence_length,
+                         static_cast<std::uint64_t>(config.run.seed + world.rank()),
+                         config.model.image_attention);
+  }
+
+  void run() {
+    Stream& stream = instance_->stream();
+    initialize_weights(stream, setup_.model, setup_.table, instance_->shards(),
+                       static_cast<std::uint64_t>(config_.run.seed));
+    instance_->weights_loaded();
+    tune_products(*instance_, batch_, default_product_file(), world_);
+    print_setup();
+    std::vector<double> seconds;
+    for (int i = 1; i <= options_.warmup + options_.steps; ++i) {
+      const double time = timed_step(i);
+      if (i > options_.warmup) seconds.push_back(time);
+    }
+    print_result(seconds);
+    if (options_.profile) print_profile(options_.warmup + options_.steps + 1);
+  }
+
+ private:
+  bool leads() const { return world_.rank() == 0; }
+
+  void step(std::int64_t number) {
+    const double targets = static_cast<double>(batch_.target_tokens() * micro_ * world_.size());
+    instance_->begin_step();
+    for (std::int64_t i = 0; i < micro_; ++i)
+      instance_->run_training(batch_, 1.0 / targets, i + 1 == micro_);
+    instance_->finish_step(config_.optimizer.lr, number);
+  }
+
+  /// The slowest rank's time between events around the step.
+  double timed_step(int number) {
+    world_.barrier("a step of the benchmark");
+    const Event from = backend_.record_timed(instance_->stream());
+    step(number);
+    const Event to = backend_.record_timed(instance_->stream());
+    std::vector<double> totals = instance_->read_totals();  // waits
+    world_.all_reduce(totals, HostGroup::Reduce::sum, "loss of a step");
+    const double seconds =
+        world_.all_reduce(backend_.seconds_between(from, to), HostGroup::Reduce::max, "time of a step");
+    if (leads())
+      out_ << fmt::format("step {:>3}  loss {:9.5f}  norm {:9.4f}  {:9.2f} ms{}\n", number,
+                          totals[kTotalLoss] / totals[kTotalTokens], instance_->read_norm(), seconds * 1e3,
+                          number <= options_.warmup ? "  (warm-up)" : "")
+           << std::flush;
+    return seconds;
+  }
+
+  void print_setup() {
+    if (!leads()) return;
+    out_ << fmt::format("{} parameters, {} ranks ({} x {}, vocabulary over {}), {} on {}\n",
+                        setup_.table.trainable_elements(), world_.size(), plan_.mesh.replicate(),
+                        plan_.mesh.shard, plan_.mesh.vocabulary, name_of(setup_.options.model.type),
+                        backend_.description());
+  }
+
+  void print_result(std::vector<double> seconds) {
+    const MemorySizes peaks = instance_->peaks();
+    const std::size_t used = free_before_ - backend_.memory().free;
+    if (!leads()) return;
+    std::ranges::sort(seconds);
+    const double median = seconds[seconds.size() / 2];
+    StepWork work = work_of(batch_, setup_.model.pad_id);
+    const double flops = training_flops(setup_.model, work) * static_cast<double>(micro_);
+    const double tokens = static_cast<double>(batch_.tokens() * micro_);
+    out_ << fmt::format("median of {} steps: {:.2f} ms, {:.1f} tokens/s a rank", seconds.size(), median * 1e3,
+                        tokens / median);
+    const auto peak = peak_flops(backend_.description(), config_.run.precision);
+    if (peak)
+      out_ << fmt::format(", {:.1f} TFLOP/s = {:.2f} % of {:.1f}", flops / median * 1e-12,
+                          100 * flops / median / *peak, *peak * 1e-12);
+    out_ << fmt::format("\nmemory: planned {}, arenas' peaks {}, taken of the device {}\n",
+                        format_bytes(plan_.total()), format_bytes(peaks.total()), format_bytes(used));
+  }
+
+  void print_profile(int number) {
+    Stream& stream = instance_->stream();
+    OpTimer timer;
+    world_.barrier("a step of the benchmark");
+    stream.set_timer(&timer);
+    const Event from = backend_.record_timed(stream);
+    step(number);
+    const Event to = backend_.record_timed(stream);
+    stream.set_timer(nullptr);
+    const std::vector<OpTimer::Line> lines = timer.collect(stream);
+    if (!leads()) return;
+    const double whole = backend_.seconds_between(from, to);
+    double rest = whole;
+    out_ << fmt::format("\n{:<52}{:>7}{:>11}{:>8}{:>10}\n", "operation (one step, events around each)", "calls",
+                        "ms", "share", "TFLOP/s");
+    const auto line = [&](const std::string& label, std::int64_t calls, double s, double flops) {
+      out_ << fmt::format("{:<52}{:>7}{:>11.3f}{:>7.2f}%", label, calls, s * 1e3, 100 * s / whole);
+      out_ << (flops > 0 ? fmt::format("{:>10.1f}\n", flops / s * 1e-12) : "\n");
+    };
+    for (const OpTimer::Line& l : lines) {
+      line(l.label, l.count, l.seconds, l.flops);
+      rest -= l.seconds;
+    }
+    line("between operations: waits for ranks, copies, launches", 0, rest, 0);
+    line("whole step", 1, whole, 0);
+  }
+
+  const RunConfig& config_;
+  const StepBenchOptions& options_;
+  HostGroup& world_;
+  std::ostream& out_;
+  Device device_;
+  RunSetup setup_;
+  MemoryPlan plan_;
+  Backend& backend_;
+  Mesh mesh_;
+  std::size_t free_before_;
+  std::unique_ptr<Instance> instance_;
+  std::int64_t micro_ = 1;
+  Batch batch_;
+};
+
+}  // namespace
+
+void bench_step(const RunConfig& config, const StepBenchOptions& options, HostGroup& world,
+                const NodePlace& place, std::ostream& out) {
+  require(options.steps >= 1, "--steps is {}, expected at least 1", options.steps);
+  StepBench(config, options, world, place, out).run();
+}
+
+}  // namespace lapidary
