@@ -73,12 +73,20 @@ AdamWFactors<F> adamw_factors(const Op& op) {
           static_cast<F>(op.eps)};
 }
 
-/// m, v and p after a step with gradient g (already multiplied by the clip factor).
+/// m, v and p after a step with gradient g (already multiplied by the clip factor). On the GPU root and
+/// quotient are the fast ones, within 2^-21 of the update: the correctly rounded ones would be slower than
+/// the memory that the update streams through.
 template <class F>
 LAPIDARY_HOST_DEVICE inline void adamw_update(const AdamWFactors<F>& f, F g, F& p, F& m, F& v) {
   m = f.beta1 * m + f.one_minus_beta1 * g;
   v = f.beta2 * v + f.one_minus_beta2 * g * g;
+#ifdef __CUDA_ARCH__
+  float root;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(v));
+  p = p * f.decay - __fdividef(f.step_size * m, root * f.v_scale + f.eps);
+#else
   p = p * f.decay - f.step_size * m / (sqrt(v) * f.v_scale + f.eps);
+#endif
 }
 
 }  // namespace lapidary

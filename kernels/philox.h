@@ -51,23 +51,32 @@ LAPIDARY_HOST_DEVICE inline double uniform_below_one(const PhiloxBlock& b) {
   return static_cast<double>(bits) * 0x1p-53;
 }
 
-/// AdamW's stochastic rounding: elements 2p and 2p + 1 (global indices) share the block with key = seed xor a
-/// constant (so that it never repeats FillNormal's) and counter = (p, step). An element owns words 2 (i mod
-/// 2) and the one after it: parameter = low half of the first, m = high half of the first, v = low half of
-/// the second.
+/// AdamW's stochastic rounding: elements 4q .. 4q + 3 (global indices) share blocks with key = seed xor a
+/// constant (so that they never repeat FillNormal's) and counter = (q, step). Element i owns word i mod 4: of
+/// the moments' block m takes the low half and v the high one; of the parameters' block, which only weights
+/// without a master need, the parameter takes the low half.
 struct RoundingBits {
   std::uint16_t param, m, v;
 };
 
-LAPIDARY_HOST_DEVICE inline PhiloxBlock rounding_block(std::uint64_t seed, std::uint64_t step,
-                                                       std::uint64_t pair) {
-  return philox(seed ^ 0x5DEECE66D1CE4E5Bu, pair, step);
+struct RoundingBlocks {
+  PhiloxBlock moments, params;
+};
+
+LAPIDARY_HOST_DEVICE inline PhiloxBlock moment_rounding_block(std::uint64_t seed, std::uint64_t step,
+                                                              std::uint64_t quad) {
+  return philox(seed ^ 0x5DEECE66D1CE4E5Bu, quad, step);
 }
 
-LAPIDARY_HOST_DEVICE inline RoundingBits rounding_bits(const PhiloxBlock& b, std::uint64_t index) {
-  const std::uint32_t first = b.word[2 * (index & 1)], second = b.word[2 * (index & 1) + 1];
-  return {static_cast<std::uint16_t>(first), static_cast<std::uint16_t>(first >> 16),
-          static_cast<std::uint16_t>(second)};
+LAPIDARY_HOST_DEVICE inline PhiloxBlock param_rounding_block(std::uint64_t seed, std::uint64_t step,
+                                                             std::uint64_t quad) {
+  return philox(seed ^ 0x9FB21C651E98DF25u, quad, step);
+}
+
+LAPIDARY_HOST_DEVICE inline RoundingBits rounding_bits(const RoundingBlocks& b, std::uint64_t index) {
+  const std::uint32_t moments = b.moments.word[index & 3];
+  return {static_cast<std::uint16_t>(b.params.word[index & 3]), static_cast<std::uint16_t>(moments),
+          static_cast<std::uint16_t>(moments >> 16)};
 }
 
 }  // namespace lapidary

@@ -1,5 +1,5 @@
-// AdamW over flat ranges, the gradient's norm and the clip factor. AdamW is a stream through memory: two
-// neighbours per thread (they share a block of random bits), every operand read and written once.
+// AdamW over flat ranges, the gradient's norm and the clip factor. AdamW is a stream through memory: eight
+// neighbours per thread, 16 bytes of every 16-bit operand, each read and written once.
 #include "kernels/adamw_update.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/partials.h"
@@ -48,17 +48,37 @@ struct Bits {
   }
 };
 
+/// Elements that one instruction moves: at most 16 bytes.
+template <class T, int W>
+constexpr int kMoved = W * static_cast<int>(sizeof(T)) <= 16 ? W : 16 / static_cast<int>(sizeof(T));
+
 template <class T, int W>
 __device__ inline void load_floats(const T* p, std::int64_t i, float (&x)[W]) {
-  const auto pack = Pack<T, W>::load(p + i);
+  constexpr int kStep = kMoved<T, W>;
 #pragma unroll
-  for (int w = 0; w < W; ++w) x[w] = pack.get(w);
+  for (int at = 0; at < W; at += kStep) {
+    const auto pack = Pack<T, kStep>::load(p + i + at);
+#pragma unroll
+    for (int w = 0; w < kStep; ++w) x[at + w] = pack.get(w);
+  }
+}
+
+template <class T, int W>
+__device__ inline void store_floats(T* p, std::int64_t i, const float (&x)[W]) {
+  constexpr int kStep = kMoved<T, W>;
+#pragma unroll
+  for (int at = 0; at < W; at += kStep) {
+    float piece[kStep];
+#pragma unroll
+    for (int w = 0; w < kStep; ++w) piece[w] = x[at + w];
+    Pack<T, kStep>::from(piece).store(p + i + at);
+  }
 }
 
 template <class M, int W>
 __device__ inline void store_moment(M* p, std::int64_t i, const float (&x)[W], const Bits<W>& random) {
   if constexpr (std::is_same_v<M, float>) {
-    Pack<float, W>::from(x).store(p + i);
+    store_floats(p, i, x);
   } else {
     Bits<W> bits;
 #pragma unroll
@@ -86,10 +106,10 @@ template <Master kMaster, int W, class M, class G>
 __device__ inline void store_params(const AdamWData<M, G>& d, std::int64_t i, const float (&p)[W],
                                     const Bits<W>& random) {
   if constexpr (kMaster == Master::param) {
-    Pack<float, W>::from(p).store(static_cast<float*>(d.param) + i);
+    store_floats(static_cast<float*>(d.param), i, p);
   } else if constexpr (kMaster == Master::separate) {
-    Pack<float, W>::from(p).store(d.master + i);
-    Pack<Bf16, W>::from(p).store(static_cast<Bf16*>(d.param) + i);
+    store_floats(d.master, i, p);
+    store_floats(static_cast<Bf16*>(d.param), i, p);
   } else if constexpr (kMaster == Master::remainder) {
     Bits<W> upper, rest;
 #pragma unroll
@@ -105,20 +125,25 @@ __device__ inline void store_params(const AdamWData<M, G>& d, std::int64_t i, co
   }
 }
 
-/// Elements i .. i + W, which lie in one pair.
+/// Elements i .. i + W. Those of one quad share their random bits: W is 1, or the first is a quad's first.
 template <Master kMaster, int W, class M, class G>
-__device__ inline void update_pack(const AdamWData<M, G>& d, std::int64_t i, float factor,
-                                   const PhiloxBlock& block) {
+__device__ inline void update_pack(const AdamWData<M, G>& d, std::int64_t i, float factor) {
   float p[W], m[W], v[W], g[W];
-  load_params<kMaster>(d, i, p);
+  load_floats(d.grad, i, g);
   load_floats(d.m, i, m);
   load_floats(d.v, i, v);
-  load_floats(d.grad, i, g);
-  Bits<W> of_param, of_m, of_v;
+  load_params<kMaster>(d, i, p);
+  Bits<W> of_param{}, of_m{}, of_v{};
+  RoundingBlocks random{};
 #pragma unroll
   for (int w = 0; w < W; ++w) {
+    const std::uint64_t index = d.first_index + static_cast<std::uint64_t>(i + w);
+    if (w % 4 == 0) {
+      if constexpr (!std::is_same_v<M, float>) random.moments = moment_rounding_block(d.seed, d.step, index / 4);
+      if constexpr (kMaster == Master::none) random.params = param_rounding_block(d.seed, d.step, index / 4);
+    }
     adamw_update(d.factors, g[w] * factor, p[w], m[w], v[w]);
-    const RoundingBits bits = rounding_bits(block, d.first_index + static_cast<std::uint64_t>(i + w));
+    const RoundingBits bits = rounding_bits(random, W == 1 ? index : static_cast<std::uint64_t>(w));
     of_param.at[w] = bits.param, of_m.at[w] = bits.m, of_v.at[w] = bits.v;
   }
   store_moment(d.m, i, m, of_m);
@@ -126,28 +151,18 @@ __device__ inline void update_pack(const AdamWData<M, G>& d, std::int64_t i, flo
   store_params<kMaster>(d, i, p, of_param);
 }
 
-/// paired: element 0 begins a pair and everything is aligned to pairs.
+constexpr int kPack = 8;
+
+/// aligned: everything at a global index that is a multiple of kPack is aligned for a pack.
 template <Master kMaster, class M, class G>
-__global__ void __launch_bounds__(kThreads) adamw(AdamWData<M, G> d, bool paired) {
-  constexpr bool kRandom = kMaster == Master::none || !std::is_same_v<M, float>;
-  constexpr int kPairs = 4;  // pairs per thread, a block apart: their loads are in flight together
+__global__ void __launch_bounds__(kThreads) adamw(AdamWData<M, G> d, bool aligned) {
   const float factor = *d.grad_factor;
   if (factor == 0.0f) return;  // the gradient is not finite
-  const std::uint64_t first_pair =
-      d.first_index / 2 + static_cast<std::uint64_t>(blockIdx.x) * (kThreads * kPairs) + threadIdx.x;
-#pragma unroll
-  for (int k = 0; k < kPairs; ++k) {
-    const std::uint64_t pair = first_pair + static_cast<std::uint64_t>(k) * kThreads;
-    PhiloxBlock random{};
-    if constexpr (kRandom) random = rounding_block(d.seed, d.step, pair);
-    const auto even = static_cast<std::int64_t>(2 * pair - d.first_index);
-    if (paired && even + 1 < d.n) {
-      update_pack<kMaster, 2>(d, even, factor, random);
-    } else {
-      if (even >= 0 && even < d.n) update_pack<kMaster, 1>(d, even, factor, random);
-      if (even + 1 < d.n) update_pack<kMaster, 1>(d, even + 1, factor, random);
-    }
-  }
+  const std::uint64_t pack = d.first_index / kPack + static_cast<std::uint64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const auto begin = static_cast<std::int64_t>(kPack * pack - d.first_index);
+  if (aligned && begin >= 0 && begin + kPack <= d.n) return update_pack<kMaster, kPack>(d, begin, factor);
+  const std::int64_t end = min(begin + kPack, d.n);
+  for (std::int64_t i = max(begin, std::int64_t{0}); i < end; ++i) update_pack<kMaster, 1>(d, i, factor);
 }
 
 Master master_of(const AdamW& op) {
@@ -247,9 +262,9 @@ void AdamW::cuda(Stream& stream) const {
   if (m.dtype() != v.dtype()) throw Error("AdamW: on the GPU both moments have one element type");
   if (param.dtype() == DType::f32 && master) throw Error("AdamW: float32 parameters take no master");
   if (n == 0) return;
-  bool paired = first_index % 2 == 0;
+  bool packs = first_index % kPack == 0;
   for (const Tensor* x : {&param, &master, &remainder, &m, &v, &grad})
-    paired = paired && reinterpret_cast<std::uintptr_t>(x->data()) % 8 == 0;
+    packs = packs && reinterpret_cast<std::uintptr_t>(x->data()) % 16 == 0;
   with_float_type("AdamW", m.dtype(), [&](auto moment) {
     with_float_type("AdamW", grad.dtype(), [&](auto gradient) {
       using M = typename decltype(moment)::type;
@@ -268,7 +283,7 @@ void AdamW::cuda(Stream& stream) const {
                                  static_cast<std::uint64_t>(first_index)};
       with_master(master_of(*this), [&](auto kind) {
         adamw<kind(), M, G>
-            <<<blocks_for(n / 2 + 1, kThreads * 4), kThreads, 0, cuda_stream(stream)>>>(data, paired);
+            <<<blocks_for(n / kPack + 2, kThreads), kThreads, 0, cuda_stream(stream)>>>(data, packs);
       });
     });
   });

@@ -27,14 +27,15 @@ TEST(Philox, GivesTheKnownAnswers) {
 }
 
 TEST(Philox, RoundingTakesItsBitsFromDisjointParts) {
-  const PhiloxBlock b{{0x11112222, 0x33334444, 0x55556666, 0x77778888}};
-  const RoundingBits even = rounding_bits(b, 10), odd = rounding_bits(b, 11);
-  EXPECT_EQ(even.param, 0x2222);
-  EXPECT_EQ(even.m, 0x1111);
-  EXPECT_EQ(even.v, 0x4444);
-  EXPECT_EQ(odd.param, 0x6666);
-  EXPECT_EQ(odd.m, 0x5555);
-  EXPECT_EQ(odd.v, 0x8888);
+  const RoundingBlocks b{{{0x11112222, 0x33334444, 0x55556666, 0x77778888}},
+                         {{0x9999aaaa, 0xbbbbcccc, 0xddddeeee, 0xffff0000}}};
+  const RoundingBits first = rounding_bits(b, 8), last = rounding_bits(b, 11);
+  EXPECT_EQ(first.m, 0x2222);
+  EXPECT_EQ(first.v, 0x1111);
+  EXPECT_EQ(first.param, 0xaaaa);
+  EXPECT_EQ(last.m, 0x8888);
+  EXPECT_EQ(last.v, 0x7777);
+  EXPECT_EQ(last.param, 0x0000);
 }
 
 TEST(Philox, UniformsCoverTheirIntervalsEnds) {
