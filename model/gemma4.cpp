@@ -153,7 +153,7 @@ void Gemma4::train(Stream& stream, const Batch& batch, double grad_scale, bool l
   head_backward(pass, x_last, dx);
   for (std::size_t i = layers_.size(); i-- > 0;) {
     units_->get(layers_[i].unit());
-    units_->begin_gradients(layers_[i].unit());
+    units_->begin_gradients(layers_[i].unit(), true);
     layers_[i].backward(stream, inputs(pass, layers_[i]), pass.shape, options_.activations, *arena_, kept[i],
                         dx);
     units_->reduce(layers_[i].unit());

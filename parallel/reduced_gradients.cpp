@@ -13,6 +13,7 @@ ReducedGradients::ReducedGradients(const UnitTable& table, Communicator& group, 
   const int ranks = group.size();
   for (int unit = 0; unit < table.units(); ++unit) {
     shards_.push_back(state.allocate(type, {table.layout(unit).shard(ranks)}));
+    run(compute, Fill{.x = shards_.back()});
   }
   zero();
   if (alone()) return;
@@ -26,7 +27,7 @@ ReducedGradients::ReducedGradients(const UnitTable& table, Communicator& group, 
 void ReducedGradients::zero() {
   require(open_ < 0, "{}: zero_gradients() between begin_gradients() and reduce()",
           table_->name(std::max(open_, 0)));
-  for (const Tensor& shard : shards_) run(*compute_, Fill{.x = shard});
+  holds_sum_.assign(shards_.size(), false);
 }
 
 void ReducedGradients::start() {
@@ -34,7 +35,7 @@ void ReducedGradients::start() {
   next_ = table_->units() - 1;
 }
 
-void ReducedGradients::begin(int unit) {
+void ReducedGradients::begin(int unit, bool overwrites_matrices) {
   require(unit >= 0 && unit < table_->units(), "begin_gradients({}) of {} units", unit, table_->units());
   require(open_ < 0, "{}: begin_gradients() before {} is reduced", table_->name(unit),
           table_->name(std::max(open_, 0)));
@@ -46,10 +47,17 @@ void ReducedGradients::begin(int unit) {
     Buffer& buffer = buffer_of(unit);
     settle(buffer);
     whole_ = buffer.memory.flat_range(0, group_->size() * shard(unit).numel());
-    run(*compute_, Fill{.x = whole_});
   }
   open_ = unit;
   --next_;
+  if (!blank()) return;
+  if (!overwrites_matrices) return run(*compute_, Fill{.x = whole_});
+  for (const Tensor& part : table_->between_matrices(whole_, unit)) run(*compute_, Fill{.x = part});
+}
+
+bool ReducedGradients::blank() const {
+  require(open_ >= 0, "no unit's gradient is open");
+  return !alone() || !holds_sum_[static_cast<std::size_t>(open_)];
 }
 
 const Tensor& ReducedGradients::whole(int unit) const {
@@ -62,11 +70,14 @@ void ReducedGradients::reduce(int unit) {
   require(open_ >= 0, "{}: reduce() without begin_gradients()", table_->name(unit));
   require(unit == open_, "{}: reduce() while {} is open", table_->name(unit), table_->name(open_));
   open_ = -1;
+  const bool first = !holds_sum_[static_cast<std::size_t>(unit)];
+  holds_sum_[static_cast<std::size_t>(unit)] = true;
   if (alone()) return;
   Buffer& buffer = buffer_of(unit);
   buffer.unit = unit;
-  buffer.ticket =
-      group_->reduce_scatter(*compute_, whole_, buffer.staging.flat_range(0, shard(unit).numel()));
+  buffer.staged = !first;
+  const Tensor to = first ? shard(unit) : buffer.staging.flat_range(0, shard(unit).numel());
+  buffer.ticket = group_->reduce_scatter(*compute_, whole_, to);
 }
 
 void ReducedGradients::finish(bool last) {
@@ -89,7 +100,7 @@ void ReducedGradients::settle(Buffer& buffer) {
   if (buffer.unit < 0) return;
   const Tensor& sum = shard(buffer.unit);
   group_->wait(*compute_, buffer.ticket);
-  run(*compute_, Add{.in = buffer.staging.flat_range(0, sum.numel()), .out = sum});
+  if (buffer.staged) run(*compute_, Add{.in = buffer.staging.flat_range(0, sum.numel()), .out = sum});
   buffer.unit = -1;
 }
 

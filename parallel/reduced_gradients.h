@@ -10,19 +10,22 @@
 
 namespace lapidary {
 
-/// Two whole-unit buffers take turns: while one is filled the other is reduced. A reduction ends in a staging
-/// shard and is added to the unit's shard when its buffer is needed again, or in finish(). With one rank the
-/// shard itself is filled.
+/// Two whole-unit buffers take turns: while one is filled the other is reduced. A step's first reduction ends
+/// in the unit's shard; later ones end in a staging shard and are added to it when their buffer is needed
+/// again, or in finish(). With one rank the shard itself is filled.
 class ReducedGradients {
  public:
   ReducedGradients(const UnitTable& table, Communicator& group, Communicator& replicas, DType type,
                    Stream& compute, Arena& state, Arena& transient);
 
   const Tensor& shard(int unit) const { return shards_[static_cast<std::size_t>(unit)]; }
+  /// The shards count as zero from here on; what they hold is replaced by the next micro-batch.
   void zero();
   /// A micro-batch's backward pass begins: units U-1 .. 0 follow.
   void start();
-  void begin(int unit);
+  void begin(int unit, bool overwrites_matrices);
+  /// Of the open unit: its matrices hold nothing that counts.
+  bool blank() const;
   /// The unit between begin() and reduce(); throws Error outside.
   const Tensor& whole(int unit) const;
   void reduce(int unit);
@@ -32,6 +35,7 @@ class ReducedGradients {
   struct Buffer {
     Tensor memory, staging;
     int unit = -1;  // whose reduction is under way
+    bool staged = false;  // it ends in `staging`
     Ticket ticket;
   };
 
@@ -44,6 +48,7 @@ class ReducedGradients {
   Communicator* replicas_;
   Stream* compute_;
   std::vector<Tensor> shards_;
+  std::vector<bool> holds_sum_;  // by unit: its shard has a micro-batch's gradient in it
   std::vector<Buffer> buffers_;
   int next_ = -1;  // the unit that begin() expects; -1: all are done
   int open_ = -1;  // the unit between begin() and reduce()

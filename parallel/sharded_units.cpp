@@ -80,8 +80,12 @@ void ShardedUnits::zero_gradients() {
   impl_->gradients.zero();
 }
 
-void ShardedUnits::begin_gradients(int unit) {
-  impl_->gradients.begin(unit);
+void ShardedUnits::begin_gradients(int unit, bool overwrites_matrices) {
+  impl_->gradients.begin(unit, overwrites_matrices);
+}
+
+bool ShardedUnits::gradients_blank() const {
+  return impl_->gradients.blank();
 }
 
 Tensor ShardedUnits::gradient(int parameter) const {

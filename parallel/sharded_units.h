@@ -60,10 +60,14 @@ class ShardedUnits {
   Tensor weight(int first, int count) const;
 
   // -- gradients
-  /// Zero the shards' gradients: before the first micro-batch of a step.
+  /// Before the first micro-batch of a step: what the shards hold no longer counts.
   void zero_gradients();
-  /// A whole, zeroed gradient buffer for the unit (or the shard's own where there is one rank).
-  void begin_gradients(int unit);
+  /// A whole gradient buffer for the unit (or the shard's own where there is one rank), zeroed where it holds
+  /// nothing yet. A caller that overwrites_matrices writes every parameter of two or more dimensions whole
+  /// where gradients_blank(), instead of adding to it; then only the others are zeroed.
+  void begin_gradients(int unit, bool overwrites_matrices = false);
+  /// Between begin_gradients() and reduce(): the buffer holds no sum yet.
+  bool gradients_blank() const;
   Tensor gradient(int parameter) const;
   Tensor gradient(int first, int count) const;
   /// The unit's gradient is complete for this micro-batch: reduce-scatter it and add it to the shard.

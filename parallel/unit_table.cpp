@@ -79,4 +79,19 @@ Tensor UnitTable::view(const Tensor& unit, int first, int count) const {
   return unit.flat_range(offsets_[static_cast<std::size_t>(first)], rows * columns).reshape({rows, columns});
 }
 
+std::vector<Tensor> UnitTable::between_matrices(const Tensor& whole, int unit) const {
+  std::vector<Tensor> out;
+  std::int64_t end = 0;  // of the matrix before
+  const auto add_up_to = [&](std::int64_t begin) {
+    if (begin > end) out.push_back(whole.flat_range(end, begin - end));
+  };
+  for (const auto& entry : layout(unit).entries) {  // in the order of their offsets
+    if (parameters_[static_cast<std::size_t>(entry.parameter)].shape.size() < 2) continue;
+    add_up_to(entry.offset);
+    end = entry.offset + entry.count;
+  }
+  add_up_to(whole.numel());
+  return out;
+}
+
 }  // namespace lapidary

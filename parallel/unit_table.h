@@ -28,6 +28,9 @@ class UnitTable {
   Tensor view(const Tensor& unit, int parameter) const;
   /// `count` joined parameters beginning with `first` as one matrix [sum of rows, columns].
   Tensor view(const Tensor& unit, int first, int count) const;
+  /// The stretches of a unit's `whole` memory that belong to no parameter of two or more dimensions: vectors,
+  /// and the padding between and behind.
+  std::vector<Tensor> between_matrices(const Tensor& whole, int unit) const;
 
  private:
   std::vector<ParameterSpec> parameters_;

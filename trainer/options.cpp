@@ -66,6 +66,10 @@ void add_run(std::vector<Option>& table) {
            {.help = "type of weights and activations; float32 is for parity with a reference",
             .words = {"bf16", "float32"},
             .others = {"dtype"}})
+      .row("products", path, &C::Run::products,
+           {.help = "file of the fastest algorithms of large matrix products on a GPU, measured when the run "
+                    "starts where it does not know them: auto, in the user's cache; none, not measured",
+            .words = {"auto", "none"}})
       .row("stop_after", seconds, &C::Run::stop_after,
            {.help = "save and exit with code 75 at the first step that ends after this time; 0: no limit",
             .range = {0, kMostSeconds},

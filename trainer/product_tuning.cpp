@@ -6,7 +6,8 @@
 
 namespace lapidary {
 
-std::string default_product_file() {
+std::string product_file(const ConfigPath& products) {
+  if (!products.is("auto")) return products.resolve();
   const auto variable = [](const char* name) {
     const char* value = std::getenv(name);
     return std::string(value ? value : "");
@@ -18,9 +19,10 @@ std::string default_product_file() {
   return "";
 }
 
-void tune_products(Instance& instance, const Batch& batch, const std::string& file, HostGroup& world) {
+void tune_products(Instance& instance, const Batch& batch, const ConfigPath& products, HostGroup& world) {
   Backend& backend = instance.stream().backend();
-  if (backend.device() != Device::cuda) return;
+  if (backend.device() != Device::cuda || products.is("none")) return;
+  const std::string file = product_file(products);
   const auto load = [&] { backend.load_products(file); };
   if (!file.empty()) world.all_or_error("reading the matrix products' algorithms", load);
   backend.measure_products(true);

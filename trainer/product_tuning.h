@@ -4,16 +4,18 @@
 
 #include "parallel/host_group.h"
 #include "trainer/instance.h"
+#include "trainer/run_config.h"
 
 namespace lapidary {
 
-/// $XDG_CACHE_HOME/lapidary/products.jsonl, ~/.cache where that is not set; empty where neither is known.
-std::string default_product_file();
+/// What run.products means: auto is $XDG_CACHE_HOME/lapidary/products.jsonl, ~/.cache where that is not set
+/// (empty where neither is known).
+std::string product_file(const ConfigPath& products);
 
-/// Runs one training pass on `batch` in which every product that `file` does not know is measured; the first
-/// rank's findings are saved there and used by all. Gradients and totals are worthless afterwards
-/// (begin_step() clears them); weights do not change. Does nothing on devices without a choice; without a
-/// file name it measures and does not save. Collective.
-void tune_products(Instance& instance, const Batch& batch, const std::string& file, HostGroup& world);
+/// Runs one training pass on `batch` in which every product that the file of run.products does not know is
+/// measured; the first rank's findings are saved there and used by all. Gradients and totals are worthless
+/// afterwards (begin_step() clears them); weights do not change. Does nothing for `none` and on devices
+/// without a choice; without a known folder it measures and does not save. Collective.
+void tune_products(Instance& instance, const Batch& batch, const ConfigPath& products, HostGroup& world);
 
 }  // namespace lapidary

@@ -47,6 +47,7 @@ struct RunConfig {
     std::int64_t seed = 1;
     DeviceChoice device = DeviceChoice::automatic;
     Precision precision = Precision::bf16;
+    ConfigPath products{"auto"};
     double stop_after = 0;  ///< seconds; 0: no limit
     bool operator==(const Run&) const = default;
   } run;

@@ -79,7 +79,7 @@ class StepBench {
     initialize_weights(stream, setup_.model, setup_.table, instance_->shards(),
                        static_cast<std::uint64_t>(config_.run.seed));
     instance_->weights_loaded();
-    tune_products(*instance_, batch_, default_product_file(), world_);
+    tune_products(*instance_, batch_, config_.run.products, world_);
     print_setup();
     std::vector<double> seconds;
     for (int i = 1; i <= options_.warmup + options_.steps; ++i) {

@@ -15,6 +15,7 @@
 #include "trainer/flops.h"
 #include "trainer/loss_curve.h"
 #include "trainer/metrics.h"
+#include "trainer/product_tuning.h"
 #include "trainer/run_lock.h"
 #include "trainer/schedule.h"
 #include "trainer/stop_signal.h"
@@ -66,6 +67,10 @@ class Trainer {
     const RunConfig& config = run_.config();
     save_configuration();
     run_.start_weights();
+    tune_products(run_.instance(),
+                  synthetic_batch(run_.setup().model, run_.setup().options.model.capacity,
+                                  config.data.sequence_length, config.model.image_attention),
+                  config.run.products, run_.world());
     if (const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_)) {
       progress_ = *resumed;
       require(progress_.seed == config.run.seed,

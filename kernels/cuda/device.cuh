@@ -210,11 +210,11 @@ inline bool aligned(int bytes, std::initializer_list<const Tensor*> tensors) {
 }
 
 /// How one block holds one row in registers: W elements per pack, up to K packs per thread.
-template <class T, bool kVector>
+template <class T, bool kVector, int kPacks = kVector ? 4 : 8>
 struct RowShape {
   static constexpr int W = kVector ? 16 / static_cast<int>(sizeof(T)) : 1;
-  static constexpr int K = kVector ? 4 : 8;
-  static constexpr int kMaxThreads = 1024;
+  static constexpr int K = kPacks;
+  static constexpr int kMaxThreads = 512;
 
   static int threads(const char* op, std::int64_t n) {
     const std::int64_t packs = ceil_div(n, W);
@@ -235,6 +235,19 @@ void with_row_type(const char* op, DType dtype, bool vector, F&& f) {
     } else {
       f(type, std::false_type{});
     }
+  });
+}
+
+/// As with_row_type for kernels that keep sums in registers while they walk over rows: f(Type<T>, RowShape).
+/// One pack a thread where a block can hold the row so; 512 threads then leave room for two blocks a
+/// multiprocessor, each with its next row's loads in flight.
+template <class F>
+void with_row_loop(const char* op, DType dtype, bool vector, std::int64_t n, F&& f) {
+  with_row_type(op, dtype, vector, [&](auto type, auto is_vector) {
+    using T = typename decltype(type)::type;
+    using Wide = RowShape<T, is_vector, 1>;
+    if (n <= Wide::kMaxThreads * Wide::W) return f(type, Wide{});
+    f(type, RowShape<T, is_vector>{});
   });
 }
 

@@ -72,15 +72,25 @@ __global__ void rms_norm(const T* x, std::int64_t x_stride, const T* weight, T* 
   });
 }
 
+/// Blocks of a kernel that walks over rows that share a multiprocessor.
+template <class S>
+constexpr int kLoopBlocks = S::K == 1 ? 2 : 1;
+
 template <class T, class S>
-__global__ void rms_norm_backward(const T* dy, std::int64_t dy_stride, const T* x, std::int64_t x_stride,
+__global__ void __launch_bounds__(S::kMaxThreads, kLoopBlocks<S>) rms_norm_backward(const T* dy, std::int64_t dy_stride, const T* x, std::int64_t x_stride,
                                   const float* rstd, const T* weight, T* dx, std::int64_t dx_stride,
                                   bool add_to_dx, float* partial, std::int64_t rows, int n) {
   float dw[S::K][S::W] = {};
+  Row<T, S> next_g, next_in;
+  const auto load_ahead = [&](std::int64_t r) {
+    if (r >= rows) return;
+    next_g.load(dy + r * dy_stride, n);
+    next_in.load(x + r * x_stride, n);
+  };
+  load_ahead(blockIdx.x);
   for (std::int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
-    Row<T, S> g, in;
-    g.load(dy + r * dy_stride, n);
-    in.load(x + r * x_stride, n);
+    const Row<T, S> g = next_g, in = next_in;
+    load_ahead(r + gridDim.x);
     const float scale = rstd[r];
     float dot[1] = {0.0f};
     float gw[S::K][S::W];
@@ -167,17 +177,23 @@ struct ResidualNormGradients {
 };
 
 template <class T, class S, bool kNext>
-__global__ void residual_norm_backward(ResidualNormGradients<T> p) {
+__global__ void __launch_bounds__(S::kMaxThreads, kLoopBlocks<S>) residual_norm_backward(ResidualNormGradients<T> p) {
   const int n = p.n;
   const float inverse_n = 1.0f / static_cast<float>(n);
   const float factor = p.scale ? to_float(*p.scale) : 1.0f;
   float dwb[S::K][S::W] = {}, dwn[kNext ? S::K : 1][S::W] = {};
+  Row<T, S> next_d, next_dn, next_o, next_b;
+  const auto load_ahead = [&](std::int64_t r) {
+    if (r >= p.rows) return;
+    next_d.load(p.d_out + r * n, n);
+    if (kNext) next_dn.load(p.d_next + r * n, n), next_o.load(p.out + r * n, n);
+    next_b.load(p.branch + r * n, n);
+  };
+  load_ahead(blockIdx.x);
   for (std::int64_t r = blockIdx.x; r < p.rows; r += gridDim.x) {
     const std::int64_t base = r * n;
-    Row<T, S> d, dn, o, b;
-    d.load(p.d_out + base, n);
-    if (kNext) dn.load(p.d_next + base, n), o.load(p.out + base, n);
-    b.load(p.branch + base, n);
+    const Row<T, S> d = next_d, dn = next_dn, o = next_o, b = next_b;
+    load_ahead(r + gridDim.x);
     float pull = 0.0f, n_rstd = 0.0f;
     if constexpr (kNext) {
       n_rstd = p.next_rstd[r];
@@ -336,9 +352,9 @@ void RmsNormBackward::cuda(Stream& stream) const {
   const std::int64_t blocks = d_weight ? partial_rows(rows) : rows;
   float* partial = d_weight ? scratch_floats(scratch) : nullptr;
   const bool vector = aligned(16, {&dy, &x, &weight, &dx});
-  with_row_type("RmsNormBackward", x.dtype(), vector, [&](auto type, auto is_vector) {
+  with_row_loop("RmsNormBackward", x.dtype(), vector, n, [&](auto type, auto shape) {
     using T = typename decltype(type)::type;
-    using S = RowShape<T, is_vector>;
+    using S = decltype(shape);
     rms_norm_backward<T, S>
         <<<static_cast<unsigned>(blocks), S::threads("RmsNormBackward", n), 0, cuda_stream(stream)>>>(
             ptr<T>(dy), dy.row_stride(), ptr<T>(x), x.row_stride(), ptr<float>(rstd), ptr_or_null<T>(weight),
@@ -373,9 +389,9 @@ void ResidualNormBackward::cuda(Stream& stream) const {
   float* partial = scratch_floats(scratch);
   const bool vector =
       aligned(16, {&d_out, &d_next, &out, &branch, &branch_weight, &next_weight, &d_residual, &d_branch});
-  with_row_type("ResidualNormBackward", d_out.dtype(), vector, [&](auto type, auto is_vector) {
+  with_row_loop("ResidualNormBackward", d_out.dtype(), vector, n, [&](auto type, auto shape) {
     using T = typename decltype(type)::type;
-    using S = RowShape<T, is_vector>;
+    using S = decltype(shape);
     const ResidualNormGradients<T> p{ptr<T>(d_out),
                                      ptr_or_null<T>(d_next),
                                      ptr_or_null<T>(out),

@@ -7,9 +7,9 @@
 
 namespace lapidary {
 
-/// Blocks that walk over the rows and keep a weight gradient in registers: three or four per multiprocessor
-/// of a Hopper chip. Each leaves one row of partial sums; a second kernel adds those in order.
-constexpr std::int64_t kPartialRows = 396;
+/// Blocks that walk over the rows and keep a weight gradient in registers: two per multiprocessor of a Hopper
+/// chip. Each leaves one row of partial sums; a second kernel adds those in order.
+constexpr std::int64_t kPartialRows = 264;
 
 constexpr std::int64_t partial_rows(std::int64_t rows) {
   return std::min(rows, kPartialRows);
@@ -19,8 +19,8 @@ constexpr std::size_t partial_bytes(std::int64_t rows, std::int64_t columns) {
   return static_cast<std::size_t>(partial_rows(rows) * columns) * sizeof(float);
 }
 
-/// The same for the q, k, v preparation, whose blocks are larger: two per multiprocessor.
-constexpr std::int64_t kQkvBlocks = 264;
+/// The same for the q, k, v preparation: three per multiprocessor.
+constexpr std::int64_t kQkvBlocks = 396;
 constexpr std::int64_t qkv_blocks(std::int64_t tokens) {
   return std::min(tokens, kQkvBlocks);
 }

@@ -92,6 +92,19 @@ struct Head {
     unpack(raw);
   }
 
+  /// One of two, without a choice of addresses that would send them to memory.
+  template <class T>
+  __device__ void unpack(bool first, const RawHead<T, S>& p, const RawHead<T, S>& q) {
+#pragma unroll
+    for (int k = 0; k < S::K; ++k) {
+#pragma unroll
+      for (int i = 0; i < S::W; ++i) {
+        a[k][i] = first ? p.a[k].get(i) : q.a[k].get(i);
+        b[k][i] = first ? p.b[k].get(i) : q.b[k].get(i);
+      }
+    }
+  }
+
   template <class T>
   __device__ void store(T* head, int half) const {
 #pragma unroll
@@ -188,12 +201,16 @@ __global__ void __launch_bounds__(kThreads) qkv_norm_rope(QkvForward<T> p) {
   float* rstd = p.rstd + token * (z.heads + 2 * z.kv_heads);
   const bool writes_rstd = threadIdx.x % 32 == 0;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  RawHead<T, S> ahead;
+  RawHead<T, S> ahead, further, q_weight, k_weight;
   if (warp < slots) ahead.load(row + warp * dim, z.half);
+  if (warp + kWarps < slots) further.load(row + (warp + kWarps) * dim, z.half);
+  q_weight.load(p.q_weight, z.half);
+  k_weight.load(p.k_weight, z.half);
   for (int slot = warp; slot < slots; slot += kWarps) {
     Head<S> x;
     x.unpack(ahead);
-    if (slot + kWarps < slots) ahead.load(row + (slot + kWarps) * dim, z.half);
+    ahead = further;
+    if (slot + 2 * kWarps < slots) further.load(row + (slot + 2 * kWarps) * dim, z.half);
     const float scale = rsqrtf(x.dot(x) / static_cast<float>(dim) + p.eps);
     if (writes_rstd) rstd[slot] = scale;
     x.scale(scale);
@@ -207,7 +224,7 @@ __global__ void __launch_bounds__(kThreads) qkv_norm_rope(QkvForward<T> p) {
       if (writes_rstd) rstd[slot + z.kv_heads] = scale;
     }
     Head<S> w;
-    w.load(kv < 0 ? p.q_weight : p.k_weight, z.half);
+    w.unpack(kv < 0, q_weight, k_weight);
     x.multiply(w);
     x.rotate(angles, 1.0f);
     x.store(kv < 0 ? p.q + (token * z.heads + slot) * dim : p.k + (token * z.kv_heads + kv) * dim, z.half);
@@ -258,30 +275,34 @@ __device__ inline const T* arriving(const QkvBackward<T>& p, std::int64_t token,
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kThreads, 2) qkv_norm_rope_backward(QkvBackward<T> p) {
+__global__ void __launch_bounds__(kThreads, S::K == 1 ? 3 : 2) qkv_norm_rope_backward(QkvBackward<T> p) {
   __shared__ float shared[kWarps * S::kMaxDim];
   const HeadSizes z = p.z;
   const int dim = 2 * z.half, slots = z.heads + (z.shared_kv ? 1 : 2) * z.kv_heads;
   Head<S> dw[2] = {};  // of the q and k weights
+  RawHead<T, S> x_ahead, g_ahead, q_weight, k_weight;
+  q_weight.load(p.q_weight, z.half);
+  k_weight.load(p.k_weight, z.half);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  // A warp's heads, token after token: the next one's loads are in flight across tokens too.
+  const auto load_ahead = [&](std::int64_t token, int slot) {
+    if (slot >= slots) slot = warp, token += gridDim.x;
+    if (slot >= slots || token >= p.tokens) return;
+    x_ahead.load(p.qkv + (token * slots + slot) * dim, z.half);
+    g_ahead.load(arriving(p, token, slot), z.half);
+  };
+  load_ahead(blockIdx.x, warp);
   for (std::int64_t token = blockIdx.x; token < p.tokens; token += gridDim.x) {
     Angles<S> angles;
     angles.load(p.cos, p.sin, token, z);
     const float* rstd = p.rstd + token * (z.heads + 2 * z.kv_heads);
     const std::int64_t row = token * slots * dim;
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    RawHead<T, S> x_ahead, g_ahead;
-    const auto load_ahead = [&](int slot) {
-      if (slot >= slots) return;
-      x_ahead.load(p.qkv + row + slot * dim, z.half);
-      g_ahead.load(arriving(p, token, slot), z.half);
-    };
-    load_ahead(warp);
     for (int slot = warp; slot < slots; slot += kWarps) {
       const int kv = slot - z.heads;
       Head<S> x, g, dx;
       x.unpack(x_ahead);
       g.unpack(g_ahead);
-      load_ahead(slot + kWarps);
+      load_ahead(token, slot + kWarps);
       const float scale = rstd[slot];
       if (kv >= z.kv_heads) {
         dx.norm_backward(g, x, scale, z.half);
@@ -295,7 +316,7 @@ __global__ void __launch_bounds__(kThreads, 2) qkv_norm_rope_backward(QkvBackwar
         dw[1].add_product(g, x, scale);
       }
       Head<S> w;
-      w.load(kv < 0 ? p.q_weight : p.k_weight, z.half);
+      w.unpack(kv < 0, q_weight, k_weight);
       g.multiply(w);
       if (kv >= 0 && z.shared_kv) {
         // Both norms read the same input with the same rstd: their gradients add before the norm's backward.

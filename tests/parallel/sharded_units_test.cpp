@@ -86,7 +86,7 @@ class Training {
     for (int unit = units.units() - 1; unit >= 0; --unit) {
       units.get(unit);
       check_weights(unit);
-      units.begin_gradients(unit);
+      units.begin_gradients(unit, overwrites(unit));
       add_gradients(unit, micro_batch);
       units.reduce(unit);
       units.release(unit);
@@ -181,13 +181,18 @@ class Training {
     EXPECT_EQ(wrong, 0) << "unit " << unit;
   }
 
+  // Every other unit is one whose matrices are written by products.
+  static bool overwrites(int unit) { return unit % 2 == 0; }
+
   void add_gradients(int unit, int micro_batch) {
     for (std::size_t p = 0; p < model_.parameters.size(); ++p) {
       if (model_.parameters[p].unit != unit) continue;
       const Tensor gradient = units.gradient(static_cast<int>(p));
+      const bool replaces =
+          overwrites(unit) && units.gradients_blank() && model_.parameters[p].shape.size() > 1;
       for (std::size_t i = 0; i < whole_[p].size(); ++i) {
         const auto at = static_cast<std::int64_t>(i);
-        set(gradient, at, get(gradient, at) + part(world_.rank, micro_batch, p, i));
+        set(gradient, at, (replaces ? 0.0 : get(gradient, at)) + part(world_.rank, micro_batch, p, i));
       }
     }
   }
