@@ -55,12 +55,12 @@ __device__ inline void wgmma_wait() {
 template <int N>
 __device__ inline void pin(float (&d)[N]) {
 #pragma unroll
-  for (float& x : d) asm volatile("" : "+f"(x)::"memory");
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 template <int N>
 __device__ inline void pin(std::uint32_t (&a)[N]) {
 #pragma unroll
-  for (std::uint32_t& x : a) asm volatile("" : "+r"(x)::"memory");
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(a[i])::"memory");
 }
 
 // ---------------------------------------------------------------------------------------- wgmma itself
