@@ -1,5 +1,5 @@
-// What the attention kernels for heads of 256 components share: tiles of 64 rows, products of tiles, the queue
-// of work items and the way results leave the registers.
+// What the attention kernels for heads of 256 components share: tiles of 64 rows, products of tiles, the
+// queue of work items and the way results leave the registers.
 //
 // Every kernel runs one block per SM: two consumer warpgroups that multiply, and a producer thread that keeps
 // TMA loads ahead of them. Blocks take items from a counter, so that long and short ones balance; which
@@ -21,7 +21,7 @@ namespace lapidary::attention256 {
 using Bf16 = __nv_bfloat16;
 
 constexpr int kDim = 256;
-constexpr int kTile = 64;                           ///< rows of a tile: queries or keys
+constexpr int kTile = 64;  ///< rows of a tile: queries or keys
 constexpr std::uint32_t kTileBytes = kTile * kDim * sizeof(Bf16);
 constexpr std::uint32_t kChunkBytes = kTile * 128;  ///< 64 of the 256 columns: rows of 128 swizzled bytes
 constexpr int kConsumers = 256;                     ///< threads of the two warpgroups that multiply
@@ -196,7 +196,8 @@ __device__ inline void store_rows(const float (&sum)[128], Bf16* const (&row)[2]
       }
       transpose_quad(word);
       if (row[r])
-        *reinterpret_cast<uint4*>(row[r] + (4 * g + lane) * 8) = make_uint4(word[0], word[1], word[2], word[3]);
+        *reinterpret_cast<uint4*>(row[r] + (4 * g + lane) * 8) =
+            make_uint4(word[0], word[1], word[2], word[3]);
     }
   }
 }
@@ -260,7 +261,9 @@ struct Rows {
     all_from = lows[min(token + kTile, q.tokens) - 1];
     all_to = highs[min(token, q.tokens - 1)];
   }
-  __device__ bool whole(int key) const { return key >= all_from && key + kTile <= all_to; }
+  __device__ bool whole(int key) const {
+    return key >= all_from && key + kTile <= all_to;
+  }
 };
 
 // ------------------------------------------------------------------------------------------- launches

@@ -1,5 +1,6 @@
 // Attention with heads of 256 components on Hopper, bf16: own kernels (attention256_*.cu). The arguments are
-// those of the operations in kernels/ops.h as plain pointers, so that the kernels can be built and timed alone.
+// those of the operations in kernels/ops.h as plain pointers, so that the kernels can be built and timed
+// alone.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -10,7 +11,7 @@
 namespace lapidary {
 
 struct Attention256Forward {
-  AttentionSizes sizes;  ///< dim is 256
+  AttentionSizes sizes;   ///< dim is 256
   const void *q, *k, *v;  ///< bf16 [N, H, 256], [N, KV, 256] twice; 16-byte aligned
   const std::int32_t *lo, *hi;
   void* out;      ///< bf16 [N, H, 256]

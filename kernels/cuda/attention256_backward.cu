@@ -181,7 +181,9 @@ struct Columns {
     all_from = full ? a.query_begin[key + kTile - 1] : a.tokens;
     all_to = full ? a.query_end[key] : 0;
   }
-  __device__ bool whole(int query) const { return query >= all_from && query + kTile <= all_to; }
+  __device__ bool whole(int query) const {
+    return query >= all_from && query + kTile <= all_to;
+  }
 };
 
 /// The thread's columns of a row statistic of 64 queries.
@@ -229,7 +231,8 @@ struct KeyConsumer {
 /// The warpgroup that computes the probabilities and sums dv = p^T d_out.
 struct ValueSide : KeyConsumer {
   /// Scores of the stage become p, here and for the other warpgroup.
-  __device__ __forceinline__ void take(float (&scores)[32], std::uint32_t (&p)[4][4], const Columns& columns, int query) {
+  __device__ __forceinline__ void take(float (&scores)[32], std::uint32_t (&p)[4][4], const Columns& columns,
+                                       int query) {
     hopper::pin(scores);
     float2 lse2[8];
     load_columns(lse2, s.lse2[stage.stage], place);
@@ -238,8 +241,7 @@ struct ValueSide : KeyConsumer {
     pack(p, scores);
     hopper::wait(at(&s.p_empty[stage.stage]), stage.parity ^ 1);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      s.p[stage.stage][i][thread] = make_uint4(p[i][0], p[i][1], p[i][2], p[i][3]);
+    for (int i = 0; i < 4; ++i) s.p[stage.stage][i][thread] = make_uint4(p[i][0], p[i][1], p[i][2], p[i][3]);
     arrive_warp(s.p_full[stage.stage]);
     hopper::wait(at(&s.d_out_full[stage.stage]), stage.parity);
   }
@@ -470,8 +472,8 @@ struct QueryConsumer {
   }
 
   /// With the scores finished and their gradients under way.
-  __device__ __forceinline__ void take(float (&scores)[32], float (&d_p)[32], std::uint32_t (&d_s)[4][4], const Rows& rows,
-                       const RowStatistics& statistics, int key) {
+  __device__ __forceinline__ void take(float (&scores)[32], float (&d_p)[32], std::uint32_t (&d_s)[4][4],
+                                       const Rows& rows, const RowStatistics& statistics, int key) {
     hopper::pin(scores);
     probabilities(scores, statistics.lse2, rows, key, place);
     hopper::wgmma_wait<0>();
@@ -484,8 +486,8 @@ struct QueryConsumer {
   }
 
   /// d_q += the sum over [begin, begin + 64 tiles) of keys, one tile at least.
-  __device__ __forceinline__ void walk(int begin, int tiles, const Rows& rows, const RowStatistics& statistics,
-                       float (&d_q)[128]) {
+  __device__ __forceinline__ void walk(int begin, int tiles, const Rows& rows,
+                                       const RowStatistics& statistics, float (&d_q)[128]) {
     float scores[32], d_p[32];
     std::uint32_t d_s[4][4];
     hopper::wait(at(&s.q_full), q.parity);

@@ -1,7 +1,7 @@
-// Forward attention for heads of 256 components. An item is 64 tokens of two query heads that share a key head
-// (or 128 tokens of one head where the group is odd): each consumer warpgroup has 64 rows of queries, both
-// read the same tiles of 64 keys. A warpgroup starts the scores of tile j + 1 and the sum over the values of
-// tile j together, so that the softmax of j + 1 runs beside the products.
+// Forward attention for heads of 256 components. An item is 64 tokens of two query heads that share a key
+// head (or 128 tokens of one head where the group is odd): each consumer warpgroup has 64 rows of queries,
+// both read the same tiles of 64 keys. A warpgroup starts the scores of tile j + 1 and the sum over the
+// values of tile j together, so that the softmax of j + 1 runs beside the products.
 #include "kernels/cuda/attention256.cuh"
 
 namespace lapidary {
@@ -205,7 +205,8 @@ __device__ void consume_forward(const ForwardArguments& a, ForwardShared& s) {
       factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
       row[r] = stored ? a.out + (static_cast<std::int64_t>(at_row) * a.queries.heads + head) * kDim : nullptr;
       if (stored && place.column == 0)
-        a.lse[static_cast<std::int64_t>(head) * a.queries.tokens + at_row] = softmax.top[r] + logf(softmax.sum[r]);
+        a.lse[static_cast<std::int64_t>(head) * a.queries.tokens + at_row] =
+            softmax.top[r] + logf(softmax.sum[r]);
     }
     store_rows(out, row, factor);
   }

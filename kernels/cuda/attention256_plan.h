@@ -17,8 +17,8 @@ constexpr bool attention256_applies(const AttentionSizes& s, DType type) {
 /// The forward's scratch: the counter that hands out tiles.
 constexpr std::size_t kAttention256Scratch = 256;
 
-/// The backward's scratch, in this order: two counters that hand out tiles (256 bytes); per head and token the
-/// log-sum-exp in base 2 and the row sum of out d_out, rows padded so that a tile may read past the last
+/// The backward's scratch, in this order: two counters that hand out tiles (256 bytes); per head and token
+/// the log-sum-exp in base 2 and the row sum of out d_out, rows padded so that a tile may read past the last
 /// token; per key the first query that sees it and the first that does not any more.
 struct Attention256Scratch {
   std::int64_t stride;              ///< tokens per row of the two row statistics
