@@ -3,6 +3,7 @@
 #include "kernels/cpu/add_rows.h"
 #include "kernels/cpu/attention_backward.h"
 #include "kernels/cpu/row_sums.h"
+#include "kernels/cuda/attention256_plan.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/loss_plan.h"
 #include "kernels/cuda/partials.h"
@@ -48,12 +49,16 @@ std::size_t QkvNormRopeBackward::scratch_bytes(Device device) const {
 }
 
 std::size_t Attention::scratch_bytes(Device device) const {
-  return device == Device::cuda ? forward_score_bytes(attention_sizes(*this)) : 0;
+  if (device == Device::cpu) return 0;
+  const AttentionSizes sizes = attention_sizes(*this);
+  return attention256_applies(sizes, q.dtype()) ? kAttention256Scratch : forward_score_bytes(sizes);
 }
 
 std::size_t AttentionBackward::scratch_bytes(Device device) const {
-  return device == Device::cuda ? backward_scratch(attention_sizes(*this)).total()
-                                : attention_backward_scratch(*this);
+  if (device == Device::cpu) return attention_backward_scratch(*this);
+  const AttentionSizes sizes = attention_sizes(*this);
+  return attention256_applies(sizes, q.dtype()) ? attention256_backward_scratch(sizes).total()
+                                                : backward_scratch(sizes).total();
 }
 
 std::size_t EmbeddingBackward::scratch_bytes(Device device) const {

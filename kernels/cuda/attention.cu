@@ -1,6 +1,9 @@
 // Attention as chunks of cuBLASLt products with one fused masked-softmax pass each way. Scores are float32;
 // the probabilities overwrite them in place, rounded to T. A chunk of queries computes only the range of keys
 // that its intervals reach, so windows and packed documents cost what they see, up to the chunk's length.
+#include "kernels/cuda/attention256.h"
+#include "kernels/cuda/attention256_plan.h"
+#include "kernels/cuda/attention_chunked.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/gemm.h"
@@ -302,31 +305,81 @@ void backward_heads(Stream& stream, const AttentionBackward& op, const Attention
 
 }  // namespace
 
+void attention_chunked(Stream& stream, const Attention& op) {
+  const AttentionSizes z = sizes_of_attention(op);
+  for (AttentionChunk chunk{}; chunk.end < z.tokens;) {
+    chunk = next_chunk(chunk.end, z.tokens, z.heads, op.host_lo, op.host_hi, op.scratch.bytes());
+    forward_chunk(stream, op, z, chunk);
+  }
+}
+
+void attention_backward_chunked(Stream& stream, const AttentionBackward& op) {
+  const AttentionSizes z = sizes_of_attention(op);
+  const AttentionBackwardScratch plan = backward_scratch(z);
+  const BackwardBuffers buffers(op.scratch, plan);
+  with_float_type("AttentionBackward", op.q.dtype(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    output_dots<T><<<blocks_for(z.tokens * z.heads, kThreads / 32), kThreads, 0, cuda_stream(stream)>>>(
+        ptr<T>(op.out), ptr<T>(op.d_out), buffers.delta, z.tokens, static_cast<int>(z.heads),
+        static_cast<int>(z.dim));
+  });
+  launched("AttentionBackward");
+  for (std::int64_t first_kv = 0; first_kv < z.kv_heads; first_kv += plan.kv_batch)
+    backward_heads(stream, op, z, first_kv, plan, buffers);
+}
+
+namespace {
+
+void run_attention256(Stream& stream, const Attention& op) {
+  attention256_forward({.sizes = sizes_of_attention(op),
+                        .q = op.q.data(),
+                        .k = op.k.data(),
+                        .v = op.v.data(),
+                        .lo = ptr<std::int32_t>(op.lo),
+                        .hi = ptr<std::int32_t>(op.hi),
+                        .out = op.out.data(),
+                        .lse = ptr<float>(op.lse),
+                        .scratch = op.scratch.data()},
+                       cuda_stream(stream));
+}
+
+void run_attention256(Stream& stream, const AttentionBackward& op) {
+  attention256_backward({.sizes = sizes_of_attention(op),
+                         .d_out = op.d_out.data(),
+                         .q = op.q.data(),
+                         .k = op.k.data(),
+                         .v = op.v.data(),
+                         .out = op.out.data(),
+                         .lo = ptr<std::int32_t>(op.lo),
+                         .hi = ptr<std::int32_t>(op.hi),
+                         .lse = ptr<float>(op.lse),
+                         .d_q = op.d_q.data(),
+                         .d_k = op.d_k.data(),
+                         .d_v = op.d_v.data(),
+                         .scratch = op.scratch.data()},
+                        cuda_stream(stream));
+}
+
+}  // namespace
+
 void Attention::cuda(Stream& stream) const {
   check(*this);
   if (q.dtype() == DType::f64) refuse("Attention", q.dtype());
-  const AttentionSizes z = sizes_of_attention(*this);
-  for (AttentionChunk chunk{}; chunk.end < z.tokens;) {
-    chunk = next_chunk(chunk.end, z.tokens, z.heads, host_lo, host_hi, scratch.bytes());
-    forward_chunk(stream, *this, z, chunk);
+  if (attention256_applies(sizes_of_attention(*this), q.dtype())) {
+    run_attention256(stream, *this);
+  } else {
+    attention_chunked(stream, *this);
   }
 }
 
 void AttentionBackward::cuda(Stream& stream) const {
   check(*this);
-  const AttentionSizes z = sizes_of_attention(*this);
-  if (z.tokens == 0) return;
-  const AttentionBackwardScratch plan = backward_scratch(z);
-  const BackwardBuffers buffers(scratch, plan);
-  with_float_type("AttentionBackward", q.dtype(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    output_dots<T><<<blocks_for(z.tokens * z.heads, kThreads / 32), kThreads, 0, cuda_stream(stream)>>>(
-        ptr<T>(out), ptr<T>(d_out), buffers.delta, z.tokens, static_cast<int>(z.heads),
-        static_cast<int>(z.dim));
-  });
-  launched("AttentionBackward");
-  for (std::int64_t first_kv = 0; first_kv < z.kv_heads; first_kv += plan.kv_batch)
-    backward_heads(stream, *this, z, first_kv, plan, buffers);
+  if (q.size(0) == 0) return;
+  if (attention256_applies(sizes_of_attention(*this), q.dtype())) {
+    run_attention256(stream, *this);
+  } else {
+    attention_backward_chunked(stream, *this);
+  }
 }
 
 }  // namespace lapidary

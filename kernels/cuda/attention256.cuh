@@ -1,0 +1,287 @@
+// What the attention kernels for heads of 256 components share: tiles of 64 rows, products of tiles, the
+// queue of work items and the way results leave the registers.
+//
+// Every kernel runs one block per SM: two consumer warpgroups that multiply, and a producer thread that keeps
+// TMA loads ahead of them. Blocks take items from a counter, so that long and short ones balance; which
+// block computes an item does not change its result.
+#pragma once
+#include <cuda_bf16.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/cuda/attention256.h"
+#include "kernels/cuda/attention256_plan.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/tensor_map.h"
+
+namespace lapidary::attention256 {
+
+using Bf16 = __nv_bfloat16;
+
+constexpr int kDim = 256;
+constexpr int kTile = 64;  ///< rows of a tile: queries or keys
+constexpr std::uint32_t kTileBytes = kTile * kDim * sizeof(Bf16);
+constexpr std::uint32_t kChunkBytes = kTile * 128;  ///< 64 of the 256 columns: rows of 128 swizzled bytes
+constexpr int kConsumers = 256;                     ///< threads of the two warpgroups that multiply
+constexpr int kThreads = kConsumers + 128;
+constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+constexpr float kLog2E = 1.4426950408889634f;
+
+/// A tile as TMA leaves it: four chunks of 64 rows of 64 columns.
+struct alignas(1024) Tile {
+  Bf16 data[kTile * kDim];
+};
+
+using Barrier = unsigned long long;
+
+__device__ inline std::uint32_t at(const void* shared) {
+  return hopper::shared_address(shared);
+}
+
+/// Copies rows [token, token + 64) of a head into a tile; rows past the last token become 0.
+__device__ inline void load_tile(const Tile& tile, const CUtensorMap& map, int token, int head,
+                                 const Barrier& full) {
+  hopper::tma_load(at(&tile), map, hopper::Box(0, token, 0, head), at(&full));
+}
+
+/// One arrival per warp.
+__device__ inline void arrive_warp(const Barrier& barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) hopper::arrive(at(&barrier));
+}
+
+/// Position in a ring of kStages stages that are used in turn.
+template <int kStages>
+struct Ring {
+  std::uint32_t stage = 0, parity = 0;
+  __device__ void next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+/// Hands item numbers from the producer to the consumers, one ahead.
+struct Queue {
+  Barrier full[2], empty[2];
+  int item[2];
+
+  __device__ void init() {
+    for (int i = 0; i < 2; ++i) {
+      hopper::barrier_init(at(&full[i]), 1);
+      hopper::barrier_init(at(&empty[i]), kConsumers / 32);
+    }
+  }
+  __device__ void push(Ring<2>& ring, int value) {
+    hopper::wait(at(&empty[ring.stage]), ring.parity ^ 1);
+    *const_cast<volatile int*>(&item[ring.stage]) = value;
+    hopper::arrive(at(&full[ring.stage]));
+    ring.next();
+  }
+  __device__ int pop(Ring<2>& ring) {
+    hopper::wait(at(&full[ring.stage]), ring.parity);
+    const int value = *const_cast<volatile int*>(&item[ring.stage]);
+    arrive_warp(empty[ring.stage]);
+    ring.next();
+    return value;
+  }
+};
+
+/// Descriptor of a tile whose rows are m (n) of a product: columns are k.
+__device__ inline std::uint64_t by_rows(const Tile& tile) {
+  return hopper::descriptor(at(&tile), 1024);
+}
+/// Descriptor of a tile whose rows are k of a product: columns are n.
+__device__ inline std::uint64_t by_columns(const Tile& tile) {
+  return hopper::descriptor(at(&tile), kChunkBytes);
+}
+
+/// Starts s [64, 64] = a b^T over all 256 columns of two tiles, as one group.
+__device__ inline void start_scores(float (&s)[32], std::uint64_t a, std::uint64_t b) {
+  using namespace hopper;
+  pin(s);
+  // Opaque, so that the sixteen descriptors of a tile that stays are not kept in registers.
+  asm volatile("" : "+l"(a), "+l"(b));
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < kDim / 16; ++i) {
+    const std::uint64_t step = i / 4 * (kChunkBytes / 16) + i % 4 * kDescriptorStep<Major::k>;
+    Wgmma<64>::run<Major::k, Major::k>(s, a + step, b + step, i > 0);
+  }
+  wgmma_commit();
+}
+
+/// Starts sum [64, 256] (+)= p [64, 64] b, b a tile whose rows are k, as one group.
+__device__ inline void start_sum(float (&sum)[128], const std::uint32_t (&p)[4][4], std::uint64_t b,
+                                 bool accumulate) {
+  using namespace hopper;
+  pin(sum);
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < kTile / 16; ++i)
+    Wgmma<256>::run<Major::mn>(sum, p[i], b + i * kDescriptorStep<Major::mn>, i > 0 || accumulate);
+  wgmma_commit();
+}
+
+/// Two floats as bf16, the first in the lower half.
+__device__ inline std::uint32_t pack(float low, float high) {
+  std::uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+
+/// The two numbers of a word of bf16.
+__device__ inline float low_half(std::uint32_t word) {
+  return __uint_as_float(word << 16);
+}
+__device__ inline float high_half(std::uint32_t word) {
+  return __uint_as_float(word & 0xffff0000u);
+}
+
+/// Accumulators of a 64 x 64 product as the register operand of the next one.
+__device__ inline void pack(std::uint32_t (&p)[4][4], const float (&s)[32]) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) p[i / 4][i % 4] = pack(s[2 * i], s[2 * i + 1]);
+}
+
+/// 2^x; 0 for -infinity.
+__device__ inline float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// A thread holds rows `row` and `row + 8` of its warpgroup's 64 and, of every eight columns, those from
+/// `column`.
+struct Place {
+  int row, column;
+  __device__ Place()
+      : row(static_cast<int>(threadIdx.x) % 128 / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4),
+        column(static_cast<int>(threadIdx.x) % 4 * 2) {}
+};
+
+/// Lane q of a quad has word q of every 16-byte group; afterwards word[0..3] is group q whole.
+__device__ inline void transpose_quad(std::uint32_t (&word)[4]) {
+  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+  const std::uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? word[0] : word[1], 1);
+  const std::uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? word[2] : word[3], 1);
+  if (odd) {
+    word[0] = a, word[2] = b;
+  } else {
+    word[1] = a, word[3] = b;
+  }
+  // word[0, 1]: half of group (odd); word[2, 3]: half of group 2 + (odd).
+  const std::uint32_t c = __shfl_xor_sync(0xffffffffu, upper ? word[0] : word[2], 2);
+  const std::uint32_t d = __shfl_xor_sync(0xffffffffu, upper ? word[1] : word[3], 2);
+  if (upper) {
+    word[0] = c, word[1] = d;
+  } else {
+    word[2] = c, word[3] = d;
+  }
+}
+
+/// Stores the thread's two rows of a [64, 256] sum times a factor each, in bf16; null where a row is not to
+/// be stored. All lanes take part.
+__device__ inline void store_rows(const float (&sum)[128], Bf16* const (&row)[2], const float (&factor)[2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int g = 0; g < 8; ++g) {
+      std::uint32_t word[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int from = (4 * g + i) * 4 + 2 * r;
+        word[i] = pack(sum[from] * factor[r], sum[from + 1] * factor[r]);
+      }
+      transpose_quad(word);
+      if (row[r])
+        *reinterpret_cast<uint4*>(row[r] + (4 * g + lane) * 8) =
+            make_uint4(word[0], word[1], word[2], word[3]);
+    }
+  }
+}
+
+/// The block's dynamic shared memory, which has to start where the swizzle of TMA and wgmma begins.
+template <class Shared>
+__device__ inline Shared& shared_memory() {
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  if (at(bytes) % 1024 != 0) __trap();
+  return *reinterpret_cast<Shared*>(bytes);
+}
+
+// ------------------------------------------------------------------------------------- items of queries
+
+/// How the queries are cut into items of two times 64 rows, one per consumer warpgroup.
+struct Queries {
+  int tokens = 0, heads = 0, group = 0;
+  int item_heads = 0;  ///< query heads of an item: 2 that share a key head, or 1 with twice the tokens
+  int items = 0;
+
+  Queries() = default;
+  explicit Queries(const AttentionSizes& sizes);
+  __host__ __device__ int item_tokens() const { return 2 * kTile / item_heads; }
+};
+
+/// What an item number means; items of the last tokens come first: with causal masks they are the longest.
+struct QueryItem {
+  int token, tokens, head, kv;
+  __device__ QueryItem(const Queries& q, int item) {
+    const int per_block = q.heads / q.item_heads;
+    tokens = q.item_tokens();
+    token = (q.items - 1 - item) / per_block * tokens;
+    head = item % per_block * q.item_heads;
+    kv = head / q.group;
+  }
+  /// First token and head of a warpgroup.
+  __device__ int token_of(int warpgroup) const { return tokens == kTile ? token : token + warpgroup * kTile; }
+  __device__ int head_of(int warpgroup) const { return tokens == kTile ? head + warpgroup : head; }
+};
+
+/// Keys [begin, end) that any query of the item sees.
+struct KeyRange {
+  int begin, end;
+  __device__ KeyRange(const Queries& q, const QueryItem& item, const std::int32_t* lo, const std::int32_t* hi)
+      : begin(lo[item.token]), end(hi[min(item.token + item.tokens, q.tokens) - 1]) {}
+  __device__ int tiles() const { return max(0, (end - begin + kTile - 1) / kTile); }
+};
+
+/// Visible keys of the thread's two rows, and those that every row of the warpgroup sees.
+struct Rows {
+  int lo[2], hi[2];
+  int all_from, all_to;
+  __device__ Rows(const Queries& q, const std::int32_t* lows, const std::int32_t* highs, int token,
+                  const Place& place) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = token + place.row + 8 * r;
+      lo[r] = row < q.tokens ? lows[row] : 0;
+      hi[r] = row < q.tokens ? highs[row] : 0;
+    }
+    all_from = lows[min(token + kTile, q.tokens) - 1];
+    all_to = highs[min(token, q.tokens - 1)];
+  }
+  __device__ bool whole(int key) const {
+    return key >= all_from && key + kTile <= all_to;
+  }
+};
+
+// ------------------------------------------------------------------------------------------- launches
+
+/// Tensor map of x [N, heads, 256] for load_tile.
+CUtensorMap tile_map(const void* x, std::int64_t tokens, std::int64_t heads);
+
+/// Streaming multiprocessors of the current device.
+int sm_count();
+
+/// Starts a kernel that runs one block per SM, or per item where there are fewer.
+template <class Arguments>
+void launch_persistent(const char* op, void (*kernel)(Arguments), const Arguments& arguments, int items,
+                       std::size_t shared, cudaStream_t stream) {
+  cuda_ok(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+          op);
+  kernel<<<static_cast<unsigned>(std::min(items, sm_count())), kThreads, shared, stream>>>(arguments);
+  launched(op);
+}
+
+}  // namespace lapidary::attention256

@@ -1,0 +1,273 @@
+// Forward attention for heads of 256 components. An item is 64 tokens of two query heads that share a key
+// head (or 128 tokens of one head where the group is odd): each consumer warpgroup has 64 rows of queries,
+// both read the same tiles of 64 keys. A warpgroup starts the scores of tile j + 1 and the sum over the
+// values of tile j together, so that the softmax of j + 1 runs beside the products.
+#include "kernels/cuda/attention256.cuh"
+
+namespace lapidary {
+
+namespace attention256 {
+
+namespace {
+
+struct ForwardArguments {
+  CUtensorMap q, k, v;
+  const std::int32_t *lo, *hi;
+  Bf16* out;
+  float* lse;
+  int* counter;
+  Queries queries;
+};
+
+struct ForwardShared {
+  static constexpr int kStages = 2;
+  Tile q[2], k[kStages], v[kStages];
+  Barrier q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  Queue queue;
+
+  __device__ void init() {
+    constexpr int kWarps = kConsumers / 32;
+    hopper::barrier_init(at(&q_full), 1);
+    hopper::barrier_init(at(&q_empty), kWarps);
+    for (int i = 0; i < kStages; ++i) {
+      hopper::barrier_init(at(&k_full[i]), 1);
+      hopper::barrier_init(at(&v_full[i]), 1);
+      hopper::barrier_init(at(&k_empty[i]), kWarps);
+      hopper::barrier_init(at(&v_empty[i]), kWarps);
+    }
+    queue.init();
+    hopper::fence_barrier_init();
+  }
+};
+
+__device__ void produce_forward(const ForwardArguments& a, ForwardShared& s) {
+  Ring<2> queue;
+  Ring<1> q;
+  Ring<ForwardShared::kStages> kv;
+  int number = atomicAdd(a.counter, 1);
+  for (;;) {
+    s.queue.push(queue, number);
+    if (number >= a.queries.items) return;
+    const QueryItem item(a.queries, number);
+    const KeyRange keys(a.queries, item, a.lo, a.hi);
+    const int tiles = keys.tiles();
+    number = atomicAdd(a.counter, 1);
+    if (tiles == 0) continue;
+    hopper::wait(at(&s.q_empty), q.parity ^ 1);
+    q.next();
+    hopper::arrive_expect(at(&s.q_full), 2 * kTileBytes);
+    for (int i = 0; i < 2; ++i) load_tile(s.q[i], a.q, item.token_of(i), item.head_of(i), s.q_full);
+    for (int j = 0; j < tiles; ++j) {
+      const int key = keys.begin + j * kTile;
+      hopper::wait(at(&s.k_empty[kv.stage]), kv.parity ^ 1);
+      hopper::arrive_expect(at(&s.k_full[kv.stage]), kTileBytes);
+      load_tile(s.k[kv.stage], a.k, key, item.kv, s.k_full[kv.stage]);
+      hopper::wait(at(&s.v_empty[kv.stage]), kv.parity ^ 1);
+      hopper::arrive_expect(at(&s.v_full[kv.stage]), kTileBytes);
+      load_tile(s.v[kv.stage], a.v, key, item.kv, s.v_full[kv.stage]);
+      kv.next();
+    }
+  }
+}
+
+/// Running softmax of the thread's two rows, in base 2 and without the quad's other lanes for the sums.
+struct Softmax {
+  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+
+  /// Scores become exp(score - top) with the new top; what was summed before is to be multiplied by `factor`.
+  __device__ void step(float (&s)[32], float (&factor)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float step_top = top[r];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) step_top = fmaxf(step_top, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
+      step_top = fmaxf(step_top, __shfl_xor_sync(0xffffffffu, step_top, 1));
+      step_top = fmaxf(step_top, __shfl_xor_sync(0xffffffffu, step_top, 2));
+      const float shift = step_top == -INFINITY ? 0.0f : step_top * kLog2E;
+      factor[r] = exp2_of(fmaf(top[r], kLog2E, -shift));
+      top[r] = step_top;
+      float step_sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+#pragma unroll
+        for (int j = 4 * i + 2 * r; j < 4 * i + 2 * r + 2; ++j) {
+          s[j] = exp2_of(fmaf(s[j], kLog2E, -shift));
+          step_sum += s[j];
+        }
+      }
+      sum[r] = fmaf(sum[r], factor[r], step_sum);
+    }
+  }
+
+  /// Sums over the quad.
+  __device__ void finish() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+    }
+  }
+};
+
+__device__ inline void mask_scores(float (&s)[32], const Rows& rows, int key, const Place& place) {
+  if (rows.whole(key)) return;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int from = rows.lo[r] - key - place.column, to = rows.hi[r] - key - place.column;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        if (8 * i + j < from || 8 * i + j >= to) s[4 * i + 2 * r + j] = -INFINITY;
+    }
+  }
+}
+
+__device__ inline void rescale(float (&out)[128], const float (&factor)[2]) {
+  if (!__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+#pragma unroll
+  for (int i = 0; i < 128; ++i) out[i] *= factor[i / 2 % 2];
+}
+
+/// Waits for the scores of tile `key` and makes them probabilities in place.
+__device__ inline void take_scores(ForwardShared& s, const Rows& rows, const Place& place, int key,
+                                   Ring<ForwardShared::kStages>& k, Softmax& softmax, float (&scores)[32],
+                                   float (&factor)[2]) {
+  hopper::pin(scores);
+  arrive_warp(s.k_empty[k.stage]);
+  k.next();
+  mask_scores(scores, rows, key, place);
+  softmax.step(scores, factor);
+}
+
+/// Walks the item's tiles of keys (one at least); out += the unnormalised sum over the values.
+__device__ inline void attend(ForwardShared& s, const Rows& rows, const Place& place, int begin, int tiles,
+                              std::uint64_t q, Ring<ForwardShared::kStages>& k,
+                              Ring<ForwardShared::kStages>& v, Softmax& softmax, float (&out)[128]) {
+  float scores[32], factor[2];
+  std::uint32_t p[4][4];
+  hopper::wait(at(&s.k_full[k.stage]), k.parity);
+  start_scores(scores, q, by_rows(s.k[k.stage]));
+  hopper::wgmma_wait<0>();
+  take_scores(s, rows, place, begin, k, softmax, scores, factor);
+  pack(p, scores);
+  for (int j = 1; j < tiles; ++j) {
+    hopper::wait(at(&s.k_full[k.stage]), k.parity);
+    start_scores(scores, q, by_rows(s.k[k.stage]));
+    hopper::wait(at(&s.v_full[v.stage]), v.parity);
+    start_sum(out, p, by_columns(s.v[v.stage]), true);
+    hopper::wgmma_wait<1>();
+    take_scores(s, rows, place, begin + j * kTile, k, softmax, scores, factor);
+    hopper::wgmma_wait<0>();
+    hopper::pin(out);
+    arrive_warp(s.v_empty[v.stage]);
+    v.next();
+    rescale(out, factor);
+    pack(p, scores);
+  }
+  arrive_warp(s.q_empty);
+  hopper::wait(at(&s.v_full[v.stage]), v.parity);
+  start_sum(out, p, by_columns(s.v[v.stage]), true);
+  hopper::wgmma_wait<0>();
+  hopper::pin(out);
+  arrive_warp(s.v_empty[v.stage]);
+  v.next();
+}
+
+__device__ void consume_forward(const ForwardArguments& a, ForwardShared& s) {
+  const int group = static_cast<int>(threadIdx.x) / 128;
+  const Place place;
+  const std::uint64_t q_tile = by_rows(s.q[group]);
+  Ring<2> queue;
+  Ring<1> q;
+  Ring<ForwardShared::kStages> k, v;
+  for (;;) {
+    const int number = s.queue.pop(queue);
+    if (number >= a.queries.items) return;
+    const QueryItem item(a.queries, number);
+    const int token = item.token_of(group), head = item.head_of(group);
+    const KeyRange keys(a.queries, item, a.lo, a.hi);
+    const Rows rows(a.queries, a.lo, a.hi, token, place);
+    Softmax softmax;
+    float out[128] = {};
+    if (const int tiles = keys.tiles(); tiles > 0) {
+      hopper::wait(at(&s.q_full), q.parity);
+      q.next();
+      attend(s, rows, place, keys.begin, tiles, q_tile, k, v, softmax, out);
+    }
+    softmax.finish();
+    float factor[2];
+    Bf16* row[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int at_row = token + place.row + 8 * r;
+      const bool stored = at_row < a.queries.tokens;
+      factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
+      row[r] = stored ? a.out + (static_cast<std::int64_t>(at_row) * a.queries.heads + head) * kDim : nullptr;
+      if (stored && place.column == 0)
+        a.lse[static_cast<std::int64_t>(head) * a.queries.tokens + at_row] =
+            softmax.top[r] + logf(softmax.sum[r]);
+    }
+    store_rows(out, row, factor);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_constant__ ForwardArguments a) {
+  auto& s = shared_memory<ForwardShared>();
+  if (threadIdx.x == 0) s.init();
+  __syncthreads();
+  if (threadIdx.x >= kConsumers) {
+    hopper::registers_dec<kProducerRegisters>();
+    if (threadIdx.x == kConsumers) produce_forward(a, s);
+  } else {
+    hopper::registers_inc<kConsumerRegisters>();
+    consume_forward(a, s);
+  }
+}
+
+}  // namespace
+
+Queries::Queries(const AttentionSizes& sizes)
+    : tokens(static_cast<int>(sizes.tokens)),
+      heads(static_cast<int>(sizes.heads)),
+      group(static_cast<int>(sizes.heads / sizes.kv_heads)),
+      item_heads(group % 2 == 0 ? 2 : 1) {
+  items = (tokens + item_tokens() - 1) / item_tokens() * (heads / item_heads);
+}
+
+CUtensorMap tile_map(const void* x, std::int64_t tokens, std::int64_t heads) {
+  constexpr std::int64_t kColumns = 64;  // of a swizzled row of 128 bytes
+  return make_tensor_map({.data = const_cast<void*>(x),
+                          .dtype = DType::bf16,
+                          .dims = 4,
+                          .size = {kColumns, tokens, kDim / kColumns, heads},
+                          .stride = {1, heads * kDim, kColumns, kDim},
+                          .box = {kColumns, kTile, kDim / kColumns, 1}});
+}
+
+int sm_count() {
+  int device = 0, count = 0;
+  cuda_ok(cudaGetDevice(&device), "cudaGetDevice");
+  cuda_ok(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return count;
+}
+
+}  // namespace attention256
+
+void attention256_forward(const Attention256Forward& call, cudaStream_t stream) {
+  using namespace attention256;
+  const AttentionSizes& z = call.sizes;
+  if (z.tokens == 0) return;
+  ForwardArguments a{};
+  a.q = tile_map(call.q, z.tokens, z.heads);
+  a.k = tile_map(call.k, z.tokens, z.kv_heads);
+  a.v = tile_map(call.v, z.tokens, z.kv_heads);
+  a.lo = call.lo, a.hi = call.hi;
+  a.out = static_cast<Bf16*>(call.out), a.lse = call.lse;
+  a.counter = static_cast<int*>(call.scratch);
+  a.queries = Queries(call.sizes);
+  cuda_ok(cudaMemsetAsync(a.counter, 0, sizeof(int), stream), "Attention");
+  launch_persistent("Attention", forward_kernel, a, a.queries.items, sizeof(ForwardShared), stream);
+}
+
+}  // namespace lapidary

@@ -1,0 +1,327 @@
+// Hopper's asynchronous machinery (sm_90a) as one-line wrappers: mbarriers, clusters, TMA copies, wgmma.
+// Names in brackets are sections of the PTX ISA. Shared memory is addressed by its 32-bit address
+// (shared_address). The host's side, tensor maps, is kernels/cuda/tensor_map.h.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/wgmma.cuh"
+
+namespace lapidary::hopper {
+
+/// 32-bit address in the shared window, as PTX takes it.
+__device__ inline std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
+/// The byte where TMA's 128-byte swizzle puts byte `offset` of a tile of 128-byte rows that starts at a
+/// multiple of 1024: bits 4-6 (the 16-byte column) exchange with bits 7-9 (the row of eight).
+__host__ __device__ constexpr std::uint32_t swizzle128(std::uint32_t offset) {
+  return offset ^ (offset >> 3 & 0x70u);
+}
+
+/// True in one thread of the (converged) warp [elect.sync].
+__device__ inline bool elect_one() {
+  std::uint32_t chosen;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.b32 %0, 1, 0, p;\n}\n" : "=r"(chosen));
+  return chosen != 0;
+}
+
+// ----------------------------------------------------------------------------------------- mbarriers
+
+/// Sets up a barrier for `arrivals` arrivals a phase [mbarrier.init]; follow with fence_barrier_init.
+__device__ inline void barrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/// Makes initialised barriers visible to the cluster and to TMA [fence.mbarrier_init].
+__device__ inline void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/// One arrival that also announces `bytes` which TMA will deliver [mbarrier.arrive.expect_tx].
+__device__ inline void arrive_expect(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+/// One arrival at this CTA's barrier [mbarrier.arrive].
+__device__ inline void arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/// One arrival at the same barrier of CTA `rank` of the cluster [mapa, mbarrier.arrive].
+__device__ inline void arrive_at(std::uint32_t barrier, std::uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
+/// True once the phase of parity `parity` has completed; may suspend the thread for a while
+/// [mbarrier.try_wait]. A fresh barrier is in phase 0: waiting for parity 1 returns at once.
+__device__ inline bool try_wait(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.b32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+/// As try_wait, and what other CTAs of the cluster wrote before they arrived is visible too.
+__device__ inline bool try_wait_cluster(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+      "selp.b32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+/// Waits for the end of the phase of parity `parity`.
+__device__ inline void wait(std::uint32_t barrier, std::uint32_t parity) {
+  while (!try_wait(barrier, parity)) {
+  }
+}
+__device__ inline void wait_cluster(std::uint32_t barrier, std::uint32_t parity) {
+  while (!try_wait_cluster(barrier, parity)) {
+  }
+}
+
+/// Barrier `id` (1-15; 0 is __syncthreads) among `threads` threads, a multiple of 32 [bar.sync].
+__device__ inline void named_sync(std::uint32_t id, std::uint32_t threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// Arrives at a named barrier without waiting; those that wait count these threads too [bar.arrive].
+__device__ inline void named_arrive(std::uint32_t id, std::uint32_t threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ------------------------------------------------------------------------------------------ clusters
+
+/// Rank of this CTA in its cluster [%cluster_ctarank].
+__device__ inline std::uint32_t cluster_rank() {
+  std::uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+/// All threads of the cluster [barrier.cluster].
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// -------------------------------------------------------------------------------- registers and fences
+
+/// Gives registers back to the pool, or takes some: each thread of the warpgroup then has N [setmaxnreg].
+template <int N>
+__device__ inline void registers_dec() {
+  static_assert(N % 8 == 0 && N >= 24 && N <= 256);
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+__device__ inline void registers_inc() {
+  static_assert(N % 8 == 0 && N >= 24 && N <= 256);
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+/// Orders this thread's plain writes to shared memory before later TMA stores and wgmma reads, by whomever
+/// after a barrier [fence.proxy.async].
+__device__ inline void fence_async_shared() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// The same for every memory: plain writes before TMA reads of global memory.
+__device__ inline void fence_async() {
+  asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+// ---------------------------------------------------------------------------------------- TMA: loads
+
+/// L2 policies for the loads and stores below [createpolicy].
+__device__ inline std::uint64_t evict_first() {
+  std::uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline std::uint64_t evict_last() {
+  std::uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+/// Fetches a tensor map (a __grid_constant__ kernel parameter) ahead of its first use [prefetch.tensormap].
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+/// Where a box of a tensor begins: elements, fastest dimension first. May lie outside: loads give zeros there
+/// and stores leave out.
+template <int kDims>
+struct Box {
+  static_assert(kDims >= 2 && kDims <= 4);
+  int at[4] = {};
+  template <class... I>
+  __device__ explicit Box(I... i) : at{static_cast<int>(i)...} {
+    static_assert(sizeof...(I) == kDims);
+  }
+};
+template <class... I>
+Box(I...) -> Box<static_cast<int>(sizeof...(I))>;
+
+// One instruction on a box for kDims = 2, 3 or 4: op ".kDimsd" form left "{coordinates}" right; the given
+// operands are %4 and on.
+#define LAPIDARY_TENSOR_ASM(op, form, left, right, ...)                                                   \
+  if constexpr (kDims == 2) {                                                                             \
+    asm volatile(op ".2d" form " " left "{%0, %1}" right ::LAPIDARY_BOX, __VA_ARGS__ : "memory");         \
+  } else if constexpr (kDims == 3) {                                                                      \
+    asm volatile(op ".3d" form " " left "{%0, %1, %2}" right ::LAPIDARY_BOX, __VA_ARGS__ : "memory");     \
+  } else {                                                                                                \
+    asm volatile(op ".4d" form " " left "{%0, %1, %2, %3}" right ::LAPIDARY_BOX, __VA_ARGS__ : "memory"); \
+  }
+#define LAPIDARY_BOX "r"(box.at[0]), "r"(box.at[1]), "r"(box.at[2]), "r"(box.at[3])
+#define LAPIDARY_TENSOR_LOAD ".shared::cluster.global.mbarrier::complete_tx::bytes"
+
+/// Copies a box to `shared`; the bytes (all of the box, zeros included) count at `barrier`
+/// [cp.async.bulk.tensor].
+template <int kDims>
+__device__ inline void tma_load(std::uint32_t shared, const CUtensorMap& map, const Box<kDims>& box,
+                                std::uint32_t barrier) {
+  LAPIDARY_TENSOR_ASM("cp.async.bulk.tensor", LAPIDARY_TENSOR_LOAD, "[%4], [%5, ", "], [%6];", "r"(shared),
+                      "l"(&map), "r"(barrier))
+}
+
+/// The same with an L2 policy.
+template <int kDims>
+__device__ inline void tma_load(std::uint32_t shared, const CUtensorMap& map, const Box<kDims>& box,
+                                std::uint32_t barrier, std::uint64_t policy) {
+  LAPIDARY_TENSOR_ASM("cp.async.bulk.tensor", LAPIDARY_TENSOR_LOAD ".L2::cache_hint", "[%4], [%5, ",
+                      "], [%6], %7;", "r"(shared), "l"(&map), "r"(barrier), "l"(policy))
+}
+
+/// Copies a box to the same place of every CTA of the cluster whose bit in `ctas` is set, and counts the
+/// bytes at the same barrier of each.
+template <int kDims>
+__device__ inline void tma_load_multicast(std::uint32_t shared, const CUtensorMap& map, const Box<kDims>& box,
+                                          std::uint32_t barrier, std::uint16_t ctas) {
+  LAPIDARY_TENSOR_ASM("cp.async.bulk.tensor", LAPIDARY_TENSOR_LOAD ".multicast::cluster", "[%4], [%5, ",
+                      "], [%6], %7;", "r"(shared), "l"(&map), "r"(barrier), "h"(ctas))
+}
+
+/// The same with an L2 policy.
+template <int kDims>
+__device__ inline void tma_load_multicast(std::uint32_t shared, const CUtensorMap& map, const Box<kDims>& box,
+                                          std::uint32_t barrier, std::uint16_t ctas, std::uint64_t policy) {
+  LAPIDARY_TENSOR_ASM("cp.async.bulk.tensor", LAPIDARY_TENSOR_LOAD ".multicast::cluster.L2::cache_hint",
+                      "[%4], [%5, ", "], [%6], %7, %8;", "r"(shared), "l"(&map), "r"(barrier), "h"(ctas),
+                      "l"(policy))
+}
+
+// ------------------------------------------------------------------------- TMA: stores and additions
+
+/// Copies `shared` to a box, in this thread's current bulk group [cp.async.bulk.tensor].
+template <int kDims>
+__device__ inline void tma_store(const CUtensorMap& map, const Box<kDims>& box, std::uint32_t shared) {
+  LAPIDARY_TENSOR_ASM("cp.async.bulk.tensor", ".global.shared::cta.bulk_group", "[%5, ", "], [%4];",
+                      "r"(shared), "l"(&map))
+}
+
+/// The same with an L2 policy.
+template <int kDims>
+__device__ inline void tma_store(const CUtensorMap& map, const Box<kDims>& box, std::uint32_t shared,
+                                 std::uint64_t policy) {
+  LAPIDARY_TENSOR_ASM("cp.async.bulk.tensor", ".global.shared::cta.bulk_group.L2::cache_hint", "[%5, ",
+                      "], [%4], %6;", "r"(shared), "l"(&map), "l"(policy))
+}
+
+/// Adds `shared` to a box, element by element, in the map's type: float32, or bf16 rounded to nearest
+/// [cp.reduce.async.bulk.tensor]. Additions of several CTAs to one box come in no fixed order.
+template <int kDims>
+__device__ inline void tma_add(const CUtensorMap& map, const Box<kDims>& box, std::uint32_t shared){
+    LAPIDARY_TENSOR_ASM("cp.reduce.async.bulk.tensor", ".global.shared::cta.add.bulk_group", "[%5, ",
+                        "], [%4];", "r"(shared), "l"(&map))}
+
+/// Adds `bytes` (a multiple of 16) of float32 in shared memory to contiguous global memory
+/// [cp.reduce.async.bulk].
+__device__ inline void bulk_add(float* global, std::uint32_t shared, std::uint32_t bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(
+                   __cvta_generic_to_global(global)),
+               "r"(shared), "r"(bytes)
+               : "memory");
+}
+
+/// Copies `bytes` (a multiple of 16, as both addresses) of contiguous global memory to `shared`
+/// [cp.async.bulk].
+__device__ inline void bulk_load(std::uint32_t shared, const void* global, std::uint32_t bytes,
+                                 std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+#undef LAPIDARY_TENSOR_LOAD
+#undef LAPIDARY_BOX
+#undef LAPIDARY_TENSOR_ASM
+
+/// Closes this thread's bulk group of stores and additions [cp.async.bulk.commit_group].
+__device__ inline void bulk_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/// Waits until all but the newest N groups have read their shared memory [cp.async.bulk.wait_group.read].
+template <int N>
+__device__ inline void bulk_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+
+/// Waits until all but the newest N groups are complete: their writes are visible to this thread.
+template <int N>
+__device__ inline void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// ---------------------------------------------------------------------- shared memory and registers
+
+/// Stores four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, its
+/// word i holds columns 2 (l % 4) and the next of row l / 4 of matrix i [stmatrix].
+__device__ inline void store_matrices(std::uint32_t address, const std::uint32_t (&word)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+               : "memory");
+}
+
+/// The same with each matrix transposed on its way.
+__device__ inline void store_matrices_transposed(std::uint32_t address, const std::uint32_t (&word)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+               : "memory");
+}
+
+/// The inverse of store_matrices [ldmatrix].
+__device__ inline void load_matrices(std::uint32_t address, std::uint32_t (&word)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "r"(address)
+               : "memory");
+}
+
+/// The same with each matrix transposed on its way.
+__device__ inline void load_matrices_transposed(std::uint32_t address, std::uint32_t (&word)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "r"(address)
+               : "memory");
+}
+
+}  // namespace lapidary::hopper
