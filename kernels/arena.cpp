@@ -11,13 +11,16 @@ namespace {
 std::byte* const kPlanBase = reinterpret_cast<std::byte*>(Arena::kAlignment);
 }  // namespace
 
-Arena::Arena(Backend& backend, std::string purpose, std::size_t capacity)
-    : backend_(&backend), purpose_(std::move(purpose)), capacity_(capacity), base_(kPlanBase) {
-  if (!backend.dry() && capacity > 0) base_ = static_cast<std::byte*>(backend.allocate(capacity));
+Arena::Arena(Backend& backend, std::string purpose, std::size_t capacity, Place place)
+    : backend_(&backend), purpose_(std::move(purpose)), capacity_(capacity), place_(place), base_(kPlanBase) {
+  if (backend.dry() || capacity == 0) return;
+  base_ = static_cast<std::byte*>(place == Place::device ? backend.allocate(capacity)
+                                                         : backend.allocate_host(capacity));
 }
 
 Arena::~Arena() {
-  if (!backend_->dry() && capacity_ > 0) backend_->release(base_);
+  if (backend_->dry() || capacity_ == 0) return;
+  place_ == Place::device ? backend_->release(base_) : backend_->release_host(base_);
 }
 
 Tensor Arena::allocate(DType dtype, std::initializer_list<std::int64_t> shape) {

@@ -1,6 +1,7 @@
 // Planned memory: a block that is allocated once and handed out and taken back like a stack.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <initializer_list>
 #include <string>
 
@@ -9,6 +10,10 @@
 
 namespace lapidary {
 
+/// Where an arena's block lies: on the device, or in host memory that the device's kernels reach (pinned; on
+/// the CPU there is no difference).
+enum class Place : std::uint8_t { device, host };
+
 /// Allocates forward, gives back to a mark; every allocation is 256-byte aligned. On a plan backend there is
 /// no block and no limit: the peak is the size that the real run needs, because the same calls are made.
 class Arena {
@@ -16,7 +21,7 @@ class Arena {
   static constexpr std::size_t kAlignment = 256;
 
   /// `purpose` names the arena in memory tables and messages ("activations").
-  Arena(Backend& backend, std::string purpose, std::size_t capacity);
+  Arena(Backend& backend, std::string purpose, std::size_t capacity, Place place = Place::device);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -38,6 +43,7 @@ class Arena {
   Backend* backend_;
   std::string purpose_;
   std::size_t capacity_;
+  Place place_;
   std::byte* base_;
   std::size_t used_ = 0, peak_ = 0;
 };

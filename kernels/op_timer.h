@@ -65,7 +65,9 @@ OpWork work_of_op(const Op& op) {
     out.label += " d = " + std::to_string(op.q.size(2));
     double pairs = 0;
     for (std::int64_t t = 0; op.host_lo && t < op.q.rows(); ++t) pairs += op.host_hi[t] - op.host_lo[t];
-    constexpr bool kBackward = requires { op.d_out; };
+    constexpr bool kBackward = requires {
+      op.d_out;
+    };
     out.flops = (kBackward ? 8.0 : 4.0) * pairs * static_cast<double>(op.q.cols());
   }
   return out;

@@ -83,11 +83,9 @@ void DecoderLayer::forward(Stream& stream, const AttentionInputs& inputs, const 
 void DecoderLayer::weight_gradient(Stream& stream, const Tensor& d_out, const Tensor& in,
                                    const Tensor& gradient) const {
   // Each of the layer's matrices gets one product a micro-batch; the first of a step overwrites.
-  run(stream, MatMul{.a = d_out,
-                     .b = in,
-                     .c = gradient,
-                     .transpose_a = true,
-                     .accumulate = !units_->gradients_blank()});
+  run(stream,
+      MatMul{
+          .a = d_out, .b = in, .c = gradient, .transpose_a = true, .accumulate = !units_->gradients_blank()});
 }
 
 void DecoderLayer::mlp_backward(Stream& stream, const ActivationShape& shape, Arena& arena,

@@ -48,7 +48,9 @@ class NcclCommunicator final : public Communicator {
     ncclUniqueId id{};
     if (rank_ == 0) nccl_check(ncclGetUniqueId(&id), "set-up", name_);
     mpi_check(MPI_Bcast(&id, sizeof id, MPI_BYTE, 0, group), "set-up", name_);
-    nccl_check(ncclCommInitRank(&comm_, size_, id, rank_), "set-up", name_);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.maxCTAs = kMaxBlocks;
+    nccl_check(ncclCommInitRankConfig(&comm_, size_, id, rank_, &config), "set-up", name_);
   }
   ~NcclCommunicator() override {
     // After a failure the peers may never come: abort instead of waiting for them.
@@ -102,6 +104,11 @@ class NcclCommunicator final : public Communicator {
     nccl_check(launch(static_cast<cudaStream_t>(stream_->native())), operation, name_);
     return {backend.record(*stream_), nullptr};
   }
+
+  /// Multiprocessors that a collective may take from the matrix products beside it. A layer's collective has
+  /// the whole computation of a layer to hide behind, and a product whose last wave loses some of its
+  /// multiprocessors takes up to twice as long: few blocks cost less than they save. NCCL_MAX_CTAS overrides.
+  static constexpr int kMaxBlocks = 8;
 
   std::string name_;
   std::unique_ptr<Stream> stream_;

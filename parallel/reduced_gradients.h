@@ -34,7 +34,7 @@ class ReducedGradients {
  private:
   struct Buffer {
     Tensor memory, staging;
-    int unit = -1;  // whose reduction is under way
+    int unit = -1;        // whose reduction is under way
     bool staged = false;  // it ends in `staging`
     Ticket ticket;
   };

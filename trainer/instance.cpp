@@ -14,6 +14,7 @@ Instance::Instance(const ModelConfig& config, const ParameterTable& table, const
       transient_(backend, "transient", sizes.transient),
       activations_(backend, "activations", sizes.activations),
       workspace_(backend, "workspace", sizes.workspace),
+      host_(backend, "offloaded optimizer state", sizes.host, Place::host),
       stream_(backend.make_stream("compute")) {
   stream_->set_workspace(&workspace_);
   units_ = std::make_unique<ShardedUnits>(table.specs, table.unit_names, mesh, options.sharding, *stream_,
@@ -29,7 +30,7 @@ Instance::Instance(const ModelConfig& config, const ParameterTable& table, const
   for (std::size_t i = 0; i < unit_shards.size(); ++i) shards_.push_back(&units_->shards()[i]);
   if (options.optimizer) {
     optimizer_ = std::make_unique<Optimizer>(table, shards_, &vocabulary_->shard(), *options.optimizer, mesh,
-                                             *stream_, state_);
+                                             *stream_, state_, options.optimizer->offload ? host_ : state_);
   }
   shards_.push_back(&vocabulary_->shard());
   totals_ = state_.allocate(DType::f64, {kLossTotals});
@@ -72,7 +73,7 @@ double Instance::read_norm() {
 }
 
 MemorySizes Instance::peaks() const {
-  return {state_.peak(), transient_.peak(), activations_.peak(), workspace_.peak()};
+  return {state_.peak(), transient_.peak(), activations_.peak(), workspace_.peak(), host_.peak()};
 }
 
 Batch synthetic_batch(const ModelConfig& config, std::int64_t tokens, std::int64_t sequence_length,

@@ -19,12 +19,14 @@ struct InstanceOptions {
   std::optional<OptimizerOptions> optimizer;  ///< absent: evaluation only, no gradients are ever computed
 };
 
-/// Sizes of the four arenas of a rank, bytes.
+/// Sizes of the arenas of a rank, bytes.
 struct MemorySizes {
   std::size_t state = 0;        ///< weight shards, gradient shards, optimizer state
   std::size_t transient = 0;    ///< gathered weights and whole gradients of the units in use
   std::size_t activations = 0;  ///< a micro-batch's inputs and activations
   std::size_t workspace = 0;    ///< scratch of operations, the loss head's chunk
+  std::size_t host = 0;         ///< optimizer state that is kept in host memory
+  /// Of the device's memory.
   std::size_t total() const { return state + transient + activations + workspace; }
   bool operator==(const MemorySizes&) const = default;
 };
@@ -71,7 +73,7 @@ class Instance {
  private:
   const ParameterTable* table_;
   Backend* backend_;
-  Arena state_, transient_, activations_, workspace_;
+  Arena state_, transient_, activations_, workspace_, host_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<ShardedUnits> units_;
   std::unique_ptr<VocabularyTable> vocabulary_;

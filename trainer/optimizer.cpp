@@ -14,7 +14,7 @@ Tensor flat(const Tensor& t) {
 
 Optimizer::Optimizer(const ParameterTable& table, std::vector<ParameterShard*> unit_shards,
                      ParameterShard* table_shard, const OptimizerOptions& options, Mesh& mesh, Stream& stream,
-                     Arena& state)
+                     Arena& scalars, Arena& state)
     : options_(options), mesh_(&mesh), shards_(std::move(unit_shards)) {
   shards_.push_back(table_shard);
   const DType type = table_shard->weight.dtype();
@@ -36,9 +36,9 @@ Optimizer::Optimizer(const ParameterTable& table, std::vector<ParameterShard*> u
     states_.push_back(s);
     find_segments(table, i);
   }
-  sums_ = state.allocate(DType::f64, {2});
-  norm_ = state.allocate(DType::f64, {1});
-  factor_ = state.allocate(exact, {1});
+  sums_ = scalars.allocate(DType::f64, {2});
+  norm_ = scalars.allocate(DType::f64, {1});
+  factor_ = scalars.allocate(exact, {1});
 }
 
 void Optimizer::find_segments(const ParameterTable& table, std::size_t shard) {

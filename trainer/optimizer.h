@@ -23,6 +23,8 @@ struct OptimizerOptions {
   double clip_norm = 1.0;  ///< 0: none
   OptimizerLayout layout = OptimizerLayout::float32;
   std::uint64_t seed = 0;  ///< of stochastic rounding
+  bool offload = false;  ///< moments, masters and remainders live in host memory, which the update reads and
+                         ///< writes over the bus
 };
 
 class Optimizer {
@@ -34,10 +36,10 @@ class Optimizer {
   };
 
   /// unit_shards are spread over the mesh's shard group, table_shard over its vocabulary group. State is
-  /// zeroed; masters are set by weights_loaded().
+  /// zeroed; masters are set by weights_loaded(). `scalars` holds the norm and its factor, `state` the rest.
   Optimizer(const ParameterTable& table, std::vector<ParameterShard*> unit_shards,
             ParameterShard* table_shard, const OptimizerOptions& options, Mesh& mesh, Stream& stream,
-            Arena& state);
+            Arena& scalars, Arena& state);
 
   /// The weights were initialised or loaded: masters follow them.
   void weights_loaded(Stream& stream);

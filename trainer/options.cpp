@@ -162,7 +162,11 @@ void add_optimizer(std::vector<Option>& table) {
            {.help = "weights and moments a parameter keeps: float32 (16 bytes), split (bf16 weight and exact "
                     "rest, "
                     "bf16 moments: 10), bf16 (stochastic rounding, no master: 8), int8 (8-bit moments: 6)",
-            .words = {"float32", "split", "bf16", "int8"}});
+            .words = {"float32", "split", "bf16", "int8"}})
+      .row("offload", boolean, &C::Optimizer::offload,
+           {.help =
+                "keep moments, masters and remainders in host memory: the update reads and writes them over "
+                "the bus, about a second for 12 billion parameters on one GPU"});
 }
 
 void add_schedule(std::vector<Option>& table) {

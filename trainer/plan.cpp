@@ -38,6 +38,7 @@ MemoryPlan make_plan(const RunSetup& setup, Device device) {
   }
   // What is left of the state arena is the optimizer's, alignment and the few scalars of a step included.
   plan.optimizer = plan.sizes.state - plan.weights - plan.gradients;
+  plan.offloaded = plan.sizes.host;
   plan.loss_chunk = setup.options.model.loss.scratch_bytes;
   return plan;
 }
@@ -52,6 +53,13 @@ void check_fits(const MemoryPlan& plan, std::size_t available, Device device) {
           format_bytes(plan.total()), name_of(device), format_bytes(available), format_bytes(plan.weights),
           format_bytes(plan.gradients), format_bytes(plan.optimizer), format_bytes(plan.gathered),
           format_bytes(plan.activations), format_bytes(plan.workspace));
+}
+
+void check_fits_host(const MemoryPlan& plan, std::size_t available) {
+  require(plan.offloaded <= available,
+          "optimizer.offload: {} of host memory are needed on each rank and {} are available; a leaner "
+          "optimizer.state, more ranks or optimizer.offload: false need less",
+          format_bytes(plan.offloaded), format_bytes(available));
 }
 
 void print_plan(const RunConfig& config, const std::vector<int>& ranks, int ranks_per_node, Device device,
@@ -85,6 +93,7 @@ void print_plan(const RunConfig& config, const std::vector<int>& ranks, int rank
   bytes("activations", &MemoryPlan::activations);
   bytes("workspace", &MemoryPlan::workspace);
   line("peak", [](const MemoryPlan& p) { return format_bytes(p.total()); });
+  bytes("optimizer state, host memory", &MemoryPlan::offloaded);
   bytes("communication, host memory", &MemoryPlan::staging);
   if (memory_limit > 0) {
     line("fits", [&](const MemoryPlan& p) {

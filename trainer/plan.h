@@ -15,8 +15,9 @@ struct MemoryPlan {
   std::size_t activations = 0, workspace = 0;
   std::size_t loss_chunk = 0;  ///< of the workspace: what the loss head was given (loss.scratch bounds it)
   std::size_t total() const { return weights + gradients + optimizer + gathered + activations + workspace; }
-  std::size_t staging = 0;  ///< host memory of communication, beside the arenas
-  MemorySizes sizes;        ///< the arenas' capacities for an Instance
+  std::size_t offloaded = 0;  ///< host memory of an optimizer that is offloaded, beside the arenas
+  std::size_t staging = 0;    ///< host memory of communication, beside the arenas
+  MemorySizes sizes;          ///< the arenas' capacities for an Instance
 };
 
 /// Runs the model on a device that only counts.
@@ -29,6 +30,9 @@ void print_plan(const RunConfig& config, const std::vector<int>& ranks, int rank
 
 /// Throws Error with the sum spelled out where a plan does not fit into `available` bytes of `device` memory.
 void check_fits(const MemoryPlan& plan, std::size_t available, Device device);
+
+/// The same for the host memory that an offloaded optimizer needs on each rank.
+void check_fits_host(const MemoryPlan& plan, std::size_t available);
 
 /// "1.50 GiB".
 std::string format_bytes(std::size_t bytes);

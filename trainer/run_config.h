@@ -81,6 +81,7 @@ struct RunConfig {
     double weight_decay = 0.1;
     double clip_norm = 1.0;  ///< 0: no clipping
     OptimizerState state = OptimizerState::float32;
+    bool offload = false;
     bool operator==(const Optimizer&) const = default;
   } optimizer;
 

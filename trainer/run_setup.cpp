@@ -37,6 +37,7 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
   out.weight_decay = config.optimizer.weight_decay;
   out.clip_norm = config.optimizer.clip_norm;
   out.seed = static_cast<std::uint64_t>(config.run.seed);
+  out.offload = config.optimizer.offload;
   switch (config.optimizer.state) {
     case OptimizerState::float32:
       out.layout = OptimizerLayout::float32;

@@ -65,13 +65,14 @@ class StepBench {
         mesh_(make_mesh(setup_.mesh, backend_, place)),
         free_before_(backend_.memory().free) {
     check_fits(plan_, free_before_, device_);
-    instance_ = std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, backend_,
-                                           plan_.sizes);
-    micro_ = std::max<std::int64_t>(
-        1, config.train.rows_per_step / (config.train.rows_per_rank * static_cast<std::int64_t>(world.size())));
-    batch_ = random_text(setup_.model, config.train.rows_per_rank, config.data.sequence_length,
-                         static_cast<std::uint64_t>(config.run.seed + world.rank()),
-                         config.model.image_attention);
+    instance_ =
+        std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, backend_, plan_.sizes);
+    micro_ =
+        std::max<std::int64_t>(1, config.train.rows_per_step /
+                                      (config.train.rows_per_rank * static_cast<std::int64_t>(world.size())));
+    batch_ =
+        random_text(setup_.model, config.train.rows_per_rank, config.data.sequence_length,
+                    static_cast<std::uint64_t>(config.run.seed + world.rank()), config.model.image_attention);
   }
 
   void run() {
@@ -96,8 +97,7 @@ class StepBench {
   void step(std::int64_t number) {
     const double targets = static_cast<double>(batch_.target_tokens() * micro_ * world_.size());
     instance_->begin_step();
-    for (std::int64_t i = 0; i < micro_; ++i)
-      instance_->run_training(batch_, 1.0 / targets, i + 1 == micro_);
+    for (std::int64_t i = 0; i < micro_; ++i) instance_->run_training(batch_, 1.0 / targets, i + 1 == micro_);
     instance_->finish_step(config_.optimizer.lr, number);
   }
 
@@ -159,8 +159,8 @@ class StepBench {
     if (!leads()) return;
     const double whole = backend_.seconds_between(from, to);
     double rest = whole;
-    out_ << fmt::format("\n{:<52}{:>7}{:>11}{:>8}{:>10}\n", "operation (one step, events around each)", "calls",
-                        "ms", "share", "TFLOP/s");
+    out_ << fmt::format("\n{:<52}{:>7}{:>11}{:>8}{:>10}\n", "operation (one step, events around each)",
+                        "calls", "ms", "share", "TFLOP/s");
     const auto line = [&](const std::string& label, std::int64_t calls, double s, double flops) {
       out_ << fmt::format("{:<52}{:>7}{:>11.3f}{:>7.2f}%", label, calls, s * 1e3, 100 * s / whole);
       out_ << (flops > 0 ? fmt::format("{:>10.1f}\n", flops / s * 1e-12) : "\n");

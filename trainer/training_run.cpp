@@ -34,6 +34,7 @@ TrainingRun::TrainingRun(const RunConfig& config, HostGroup& world, const NodePl
   // A node's ranks share its memory; each GPU has its own.
   const std::size_t sharers = device_ == Device::cuda ? 1 : static_cast<std::size_t>(place.ranks_per_node);
   check_fits(plan_, backend_->memory().free / sharers, device_);
+  check_fits_host(plan_, cpu_backend().memory().free / static_cast<std::size_t>(place.ranks_per_node));
   world.all_or_error("opening the training data", [&] {
     if (training) data_ = std::make_unique<Loader>(loader_options(config.data.train, false));
   });

@@ -49,7 +49,8 @@ void draw(const AdamW& op, std::int64_t begin, std::int64_t n, RoundingBits* ran
   for (std::int64_t i = 0; i < n; ++i) {
     const std::uint64_t index = first + static_cast<std::uint64_t>(i);
     if (i == 0 || index % 4 == 0)
-      blocks = {moment_rounding_block(op.seed, step, index / 4), param_rounding_block(op.seed, step, index / 4)};
+      blocks = {moment_rounding_block(op.seed, step, index / 4),
+                param_rounding_block(op.seed, step, index / 4)};
     random[i] = rounding_bits(blocks, index);
   }
 }

@@ -72,7 +72,13 @@ void CudaBackend::release(void* data) noexcept {
 
 void* CudaBackend::allocate_host(std::size_t bytes) {
   void* data = nullptr;
-  cuda_ok(cudaMallocHost(&data, bytes), "allocating pinned host memory");
+  const cudaError_t status = cudaMallocHost(&data, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    fail("{:.2f} GiB ({} bytes) of pinned host memory cannot be allocated", static_cast<double>(bytes) / kGiB,
+         bytes);
+  }
+  cuda_ok(status, "allocating pinned host memory");
   return data;
 }
 
@@ -90,12 +96,13 @@ std::unique_ptr<Stream> CudaBackend::make_stream(const char* /*name*/) {
 }
 
 void CudaBackend::copy_to_device(const Stream& stream, void* to, const void* from_host, std::size_t bytes) {
-  cuda_ok(cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)),
+  // The direction follows from the addresses: tensors may lie in pinned host memory (Place::host).
+  cuda_ok(cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyDefault, cuda_stream(stream)),
           "copying to the GPU");
 }
 
 void CudaBackend::copy_to_host(const Stream& stream, void* to_host, const void* from, std::size_t bytes) {
-  cuda_ok(cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, cuda_stream(stream)),
+  cuda_ok(cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDefault, cuda_stream(stream)),
           "copying from the GPU");
 }
 

@@ -77,9 +77,10 @@ template <class S>
 constexpr int kLoopBlocks = S::K == 1 ? 2 : 1;
 
 template <class T, class S>
-__global__ void __launch_bounds__(S::kMaxThreads, kLoopBlocks<S>) rms_norm_backward(const T* dy, std::int64_t dy_stride, const T* x, std::int64_t x_stride,
-                                  const float* rstd, const T* weight, T* dx, std::int64_t dx_stride,
-                                  bool add_to_dx, float* partial, std::int64_t rows, int n) {
+__global__ void __launch_bounds__(S::kMaxThreads, kLoopBlocks<S>)
+    rms_norm_backward(const T* dy, std::int64_t dy_stride, const T* x, std::int64_t x_stride,
+                      const float* rstd, const T* weight, T* dx, std::int64_t dx_stride, bool add_to_dx,
+                      float* partial, std::int64_t rows, int n) {
   float dw[S::K][S::W] = {};
   Row<T, S> next_g, next_in;
   const auto load_ahead = [&](std::int64_t r) {
@@ -177,7 +178,8 @@ struct ResidualNormGradients {
 };
 
 template <class T, class S, bool kNext>
-__global__ void __launch_bounds__(S::kMaxThreads, kLoopBlocks<S>) residual_norm_backward(ResidualNormGradients<T> p) {
+__global__ void __launch_bounds__(S::kMaxThreads, kLoopBlocks<S>)
+    residual_norm_backward(ResidualNormGradients<T> p) {
   const int n = p.n;
   const float inverse_n = 1.0f / static_cast<float>(n);
   const float factor = p.scale ? to_float(*p.scale) : 1.0f;

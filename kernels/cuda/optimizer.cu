@@ -50,7 +50,7 @@ struct Bits {
 
 /// Elements that one instruction moves: at most 16 bytes.
 template <class T, int W>
-constexpr int kMoved = W * static_cast<int>(sizeof(T)) <= 16 ? W : 16 / static_cast<int>(sizeof(T));
+constexpr int kMoved = W* static_cast<int>(sizeof(T)) <= 16 ? W : 16 / static_cast<int>(sizeof(T));
 
 template <class T, int W>
 __device__ inline void load_floats(const T* p, std::int64_t i, float (&x)[W]) {
@@ -139,7 +139,8 @@ __device__ inline void update_pack(const AdamWData<M, G>& d, std::int64_t i, flo
   for (int w = 0; w < W; ++w) {
     const std::uint64_t index = d.first_index + static_cast<std::uint64_t>(i + w);
     if (w % 4 == 0) {
-      if constexpr (!std::is_same_v<M, float>) random.moments = moment_rounding_block(d.seed, d.step, index / 4);
+      if constexpr (!std::is_same_v<M, float>)
+        random.moments = moment_rounding_block(d.seed, d.step, index / 4);
       if constexpr (kMaster == Master::none) random.params = param_rounding_block(d.seed, d.step, index / 4);
     }
     adamw_update(d.factors, g[w] * factor, p[w], m[w], v[w]);
@@ -158,7 +159,8 @@ template <Master kMaster, class M, class G>
 __global__ void __launch_bounds__(kThreads) adamw(AdamWData<M, G> d, bool aligned) {
   const float factor = *d.grad_factor;
   if (factor == 0.0f) return;  // the gradient is not finite
-  const std::uint64_t pack = d.first_index / kPack + static_cast<std::uint64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::uint64_t pack =
+      d.first_index / kPack + static_cast<std::uint64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const auto begin = static_cast<std::int64_t>(kPack * pack - d.first_index);
   if (aligned && begin >= 0 && begin + kPack <= d.n) return update_pack<kMaster, kPack>(d, begin, factor);
   const std::int64_t end = min(begin + kPack, d.n);

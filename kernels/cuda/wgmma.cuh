@@ -80,54 +80,54 @@ struct Wgmma;
   ", "                             \
   "%8, %9, %10, %11, %12, %13, %14, %15"
 #define LAPIDARY_D2 LAPIDARY_F8(0), LAPIDARY_F8(1)
-#define LAPIDARY_T4                            \
-  LAPIDARY_T2                                  \
-      ", "                                     \
-      "%16, %17, %18, %19, %20, %21, %22, %23" \
-      ", "                                     \
-      "%24, %25, %26, %27, %28, %29, %30, %31"
+#define LAPIDARY_T4                        \
+  LAPIDARY_T2                              \
+  ", "                                     \
+  "%16, %17, %18, %19, %20, %21, %22, %23" \
+  ", "                                     \
+  "%24, %25, %26, %27, %28, %29, %30, %31"
 #define LAPIDARY_D4 LAPIDARY_D2, LAPIDARY_F8(2), LAPIDARY_F8(3)
 #define LAPIDARY_T5 \
   LAPIDARY_T4       \
-      ", "          \
-      "%32, %33, %34, %35, %36, %37, %38, %39"
+  ", "              \
+  "%32, %33, %34, %35, %36, %37, %38, %39"
 #define LAPIDARY_D5 LAPIDARY_D4, LAPIDARY_F8(4)
 #define LAPIDARY_T6 \
   LAPIDARY_T5       \
-      ", "          \
-      "%40, %41, %42, %43, %44, %45, %46, %47"
+  ", "              \
+  "%40, %41, %42, %43, %44, %45, %46, %47"
 #define LAPIDARY_D6 LAPIDARY_D5, LAPIDARY_F8(5)
-#define LAPIDARY_T8                            \
-  LAPIDARY_T6                                  \
-      ", "                                     \
-      "%48, %49, %50, %51, %52, %53, %54, %55" \
-      ", "                                     \
-      "%56, %57, %58, %59, %60, %61, %62, %63"
+#define LAPIDARY_T8                        \
+  LAPIDARY_T6                              \
+  ", "                                     \
+  "%48, %49, %50, %51, %52, %53, %54, %55" \
+  ", "                                     \
+  "%56, %57, %58, %59, %60, %61, %62, %63"
 #define LAPIDARY_D8 LAPIDARY_D6, LAPIDARY_F8(6), LAPIDARY_F8(7)
-#define LAPIDARY_T10                           \
-  LAPIDARY_T8                                  \
-      ", "                                     \
-      "%64, %65, %66, %67, %68, %69, %70, %71" \
-      ", "                                     \
-      "%72, %73, %74, %75, %76, %77, %78, %79"
+#define LAPIDARY_T10                       \
+  LAPIDARY_T8                              \
+  ", "                                     \
+  "%64, %65, %66, %67, %68, %69, %70, %71" \
+  ", "                                     \
+  "%72, %73, %74, %75, %76, %77, %78, %79"
 #define LAPIDARY_D10 LAPIDARY_D8, LAPIDARY_F8(8), LAPIDARY_F8(9)
-#define LAPIDARY_T12                           \
-  LAPIDARY_T10                                 \
-      ", "                                     \
-      "%80, %81, %82, %83, %84, %85, %86, %87" \
-      ", "                                     \
-      "%88, %89, %90, %91, %92, %93, %94, %95"
+#define LAPIDARY_T12                       \
+  LAPIDARY_T10                             \
+  ", "                                     \
+  "%80, %81, %82, %83, %84, %85, %86, %87" \
+  ", "                                     \
+  "%88, %89, %90, %91, %92, %93, %94, %95"
 #define LAPIDARY_D12 LAPIDARY_D10, LAPIDARY_F8(10), LAPIDARY_F8(11)
-#define LAPIDARY_T16                                   \
-  LAPIDARY_T12                                         \
-      ", "                                             \
-      "%96, %97, %98, %99, %100, %101, %102, %103"     \
-      ", "                                             \
-      "%104, %105, %106, %107, %108, %109, %110, %111" \
-      ", "                                             \
-      "%112, %113, %114, %115, %116, %117, %118, %119" \
-      ", "                                             \
-      "%120, %121, %122, %123, %124, %125, %126, %127"
+#define LAPIDARY_T16                               \
+  LAPIDARY_T12                                     \
+  ", "                                             \
+  "%96, %97, %98, %99, %100, %101, %102, %103"     \
+  ", "                                             \
+  "%104, %105, %106, %107, %108, %109, %110, %111" \
+  ", "                                             \
+  "%112, %113, %114, %115, %116, %117, %118, %119" \
+  ", "                                             \
+  "%120, %121, %122, %123, %124, %125, %126, %127"
 #define LAPIDARY_D16 LAPIDARY_D12, LAPIDARY_F8(12), LAPIDARY_F8(13), LAPIDARY_F8(14), LAPIDARY_F8(15)
 
 // The numbers of the operands that follow the accumulators are given in order: o0, o1, ...
