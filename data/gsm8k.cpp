@@ -10,8 +10,8 @@ namespace lapidary {
 namespace {
 
 std::string text_of(const nlohmann::json& line, const char* key, const std::string& source) {
-  require(line.contains(key) && line[key].is_string(), "{}: expected a text under \"{}\", as in GSM8K's files",
-          source, key);
+  require(line.contains(key) && line[key].is_string(),
+          "{}: expected a text under \"{}\", as in GSM8K's files", source, key);
   std::string text(trim(line[key].get_ref<const std::string&>()));
   require(!text.empty(), "{}: \"{}\" is empty", source, key);
   return text;
@@ -52,9 +52,8 @@ Sample parse_gsm8k(std::string_view line, const std::string& source) {
   Sample sample;
   sample.form = Sample::Form::conversation;
   sample.source = source;
-  sample.messages = {
-      {Message::Role::user, {{Part::Kind::text, text_of(value, "question", source)}}, ""},
-      {Message::Role::model, {{Part::Kind::text, answer}}, ""}};
+  sample.messages = {{Message::Role::user, {{Part::Kind::text, text_of(value, "question", source)}}, ""},
+                     {Message::Role::model, {{Part::Kind::text, answer}}, ""}};
   return sample;
 }
 

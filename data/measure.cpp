@@ -8,6 +8,23 @@
 
 namespace lapidary {
 
+namespace {
+
+rusage usage_of_process() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage;
+}
+
+double cpu_seconds(const rusage& usage) {
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+}  // namespace
+
 LoaderSpeed measure_loader(const LoaderOptions& options, double seconds) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point begin = Clock::now();
@@ -15,6 +32,7 @@ LoaderSpeed measure_loader(const LoaderOptions& options, double seconds) {
   Loader loader(options);
   LoaderSpeed speed;
   speed.open_seconds = since_begin();
+  const double cpu_before = cpu_seconds(usage_of_process());
   for (; !loader.done() && speed.seconds < seconds; ++speed.steps) {
     const StepBatches step = loader.next();
     for (const Batch& batch : step.micro) {
@@ -29,8 +47,8 @@ LoaderSpeed measure_loader(const LoaderOptions& options, double seconds) {
   speed.stats = loader.stats();
   speed.documents = loader.documents();
   speed.documents_tokens = loader.tokens();
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
+  const rusage usage = usage_of_process();
+  speed.cpu_seconds = cpu_seconds(usage) - cpu_before;
   speed.resident_bytes = std::int64_t{1024} * usage.ru_maxrss;
   return speed;
 }

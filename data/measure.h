@@ -10,8 +10,10 @@ struct LoaderSpeed {
   double open_seconds = 0;        ///< until the data sets are open
   double first_step_seconds = 0;  ///< from the beginning until the first step is there
   double seconds = 0;             ///< of reading, the first step included
+  double cpu_seconds = 0;         ///< that the process computed meanwhile, in all threads
   std::int64_t steps = 0;
-  std::int64_t tokens = 0, patches = 0, frames = 0;  ///< that this rank got; padding and soft tokens are tokens
+  std::int64_t tokens = 0, patches = 0,
+               frames = 0;  ///< that this rank got; padding and soft tokens are tokens
   LoaderStats stats;
   std::int64_t documents = 0, documents_tokens = 0;  ///< in the data sets
   std::int64_t resident_bytes = 0;                   ///< the most that the process ever had in memory

@@ -9,8 +9,8 @@
 namespace lapidary {
 namespace {
 
-constexpr std::int32_t kWords = 250'000;      // ids below the special ones
-constexpr std::int32_t kTextAround = 60;      // tokens before and behind a medium
+constexpr std::int32_t kWords = 250'000;  // ids below the special ones
+constexpr std::int32_t kTextAround = 60;  // tokens before and behind a medium
 constexpr std::int32_t kFramesIn30s = 750;
 
 class Maker {
@@ -74,7 +74,8 @@ class Maker {
 std::int64_t bytes_of(const Document& document) {
   auto bytes = static_cast<std::int64_t>(5 * document.tokens.size());
   for (const DocumentImage& image : document.images) bytes += static_cast<std::int64_t>(image.patches.size());
-  for (const DocumentSound& sound : document.sounds) bytes += static_cast<std::int64_t>(2 * sound.samples.size());
+  for (const DocumentSound& sound : document.sounds)
+    bytes += static_cast<std::int64_t>(2 * sound.samples.size());
   return bytes;
 }
 

@@ -321,11 +321,10 @@ SampledVideo decode_video(std::string_view bytes, const std::string& name, const
 
 SampledVideo read_video(const std::string& path, const VideoOptions& options) {
   const File file = File::open_to_read(path);
-  return sample({path, file.size(),
-                 [&file](void* to, std::size_t count, std::int64_t offset) {
-                   file.read_at(to, count, offset);
-                 }},
-                options);
+  return sample(
+      {path, file.size(),
+       [&file](void* to, std::size_t count, std::int64_t offset) { file.read_at(to, count, offset); }},
+      options);
 }
 
 std::string video_libraries() {

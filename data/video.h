@@ -13,7 +13,7 @@
 namespace lapidary {
 
 struct VideoOptions {
-  std::int32_t frames = 32;  ///< taken of a clip, evenly spaced; 0: all of them
+  std::int32_t frames = 32;                   ///< taken of a clip, evenly spaced; 0: all of them
   ImageOptions image{.max_soft_tokens = 70};  ///< of every frame
   std::int64_t max_pixels = 40'000'000;       ///< of a frame: more than 8K
   std::int32_t max_frames = 4096;             ///< that may be taken: bounds memory where `frames` is 0

@@ -61,11 +61,12 @@ void report(const std::string& name, const LoaderSpeed& speed) {
   constexpr double kMega = 1e6;
   const LoaderStats& stats = speed.stats;
   std::cout << fmt::format("{}\n", name);
-  std::cout << fmt::format("  data        {} documents, {} tokens; open after {:.2f} s, first step after {:.2f} s\n",
-                           speed.documents, speed.documents_tokens, speed.open_seconds,
-                           speed.first_step_seconds);
-  std::cout << fmt::format("  tokens      {:.2f} million/s ({} steps in {:.2f} s)\n",
-                           speed.each_second(speed.tokens) / kMega, speed.steps, speed.seconds);
+  std::cout << fmt::format(
+      "  data        {} documents, {} tokens; open after {:.2f} s, first step after {:.2f} s\n",
+      speed.documents, speed.documents_tokens, speed.open_seconds, speed.first_step_seconds);
+  std::cout << fmt::format(
+      "  tokens      {:.2f} million/s ({} steps in {:.2f} s, {:.2f} s of them computing)\n",
+      speed.each_second(speed.tokens) / kMega, speed.steps, speed.seconds, speed.cpu_seconds);
   std::cout << fmt::format("  of them     {:.0f} image and {:.0f} sound soft tokens/s\n",
                            speed.each_second(speed.patches), speed.each_second(speed.frames));
   std::cout << fmt::format("  read        {:.0f} MB/s from {} opened shards; rows {:.2f} % filled\n",

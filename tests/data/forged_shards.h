@@ -1,4 +1,5 @@
-// What a writer with a fault would leave: every hash is right, but a shard's bytes are not as the format says.
+// What a writer with a fault would leave: every hash is right, but a shard's bytes are not as the format
+// says.
 #pragma once
 #include <functional>
 #include <string>

@@ -70,7 +70,8 @@ class Encoder {
     frame->pts = frames_++;
     check(av_frame_get_buffer(frame, 0));
     for (int plane = 1; plane < 3 && frame->data[plane]; ++plane)
-      std::memset(frame->data[plane], 128, static_cast<std::size_t>(frame->linesize[plane] * (image.height / 2)));
+      std::memset(frame->data[plane], 128,
+                  static_cast<std::size_t>(frame->linesize[plane] * (image.height / 2)));
     for (int y = 0; y < image.height; ++y) {
       for (int x = 0; x < image.width; ++x) {
         const std::uint8_t* pixel = &image.pixels[static_cast<std::size_t>((y * image.width + x) * 3)];
@@ -207,8 +208,9 @@ TEST(Video, StandsInAConversationWithItsTimes) {
   const ByteTokenizer tokenizer;
   const Document document =
       ConversationRenderer(tokenizer, {})
-          .render(parse_sample(R"({"prompt": [{"type": "video", "video": "c.mkv"}], "completion": "x"})", "f:1"),
-                  MediaFiles(folder / "", media));
+          .render(
+              parse_sample(R"({"prompt": [{"type": "video", "video": "c.mkv"}], "completion": "x"})", "f:1"),
+              MediaFiles(folder / "", media));
   std::string text;
   for (const std::int32_t id : document.tokens) text += tokenizer.piece(id);
   EXPECT_EQ(text,
@@ -222,7 +224,8 @@ TEST(Video, NamesWhatIsWrong) {
     return error_of([&] { decode_video(bytes, "c.mkv", options); });
   };
   EXPECT_NE(message("").find("c.mkv: is not a video"), std::string::npos) << message("");
-  EXPECT_NE(message("#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n").find("c.mkv: is not a video"), std::string::npos);
+  EXPECT_NE(message("#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n").find("c.mkv: is not a video"),
+            std::string::npos);
   const std::string png = read_text_file(LAPIDARY_SOURCE_DIR "/tests/data/assets/rgb.png", 1 << 20);
   EXPECT_NE(message(png).find("c.mkv: is not a video"), std::string::npos) << message(png);
   EXPECT_NE(message(good, {.max_pixels = 1000}).find("c.mkv: "), std::string::npos);

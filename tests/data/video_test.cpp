@@ -14,7 +14,8 @@ TEST(VideoSampling, TakesThirtyTwoFramesEvenly) {
   // The worked example of the specification: 40 frames, 2 a second.
   const std::vector<std::int64_t> frames = sampled_frames(40, {}, "x");
   ASSERT_EQ(frames.size(), 32u);
-  EXPECT_EQ(std::vector(frames.begin(), frames.begin() + 9), (std::vector<std::int64_t>{0, 1, 2, 3, 5, 6, 7, 8, 10}));
+  EXPECT_EQ(std::vector(frames.begin(), frames.begin() + 9),
+            (std::vector<std::int64_t>{0, 1, 2, 3, 5, 6, 7, 8, 10}));
   EXPECT_EQ(frames.back(), 38);
   std::vector<std::int32_t> seconds;
   for (const std::int64_t frame : frames) seconds.push_back(second_of_frame(frame, 2));

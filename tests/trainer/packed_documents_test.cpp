@@ -20,18 +20,23 @@ namespace lapidary {
 namespace {
 
 constexpr std::int64_t kRow = 640, kRowsOfBatch = 2;
-constexpr std::int64_t kSteps = 3;
+constexpr std::int64_t kSteps = 2;
 
 class PackedDocuments : public testing::TestWithParam<ImageAttention> {
  protected:
-  PackedDocuments() {
+  static void SetUpTestSuite() {
+    folder_ = std::make_unique<TemporaryDirectory>();
     BuildOptions build;
     build.inputs = {LAPIDARY_SOURCE_DIR "/configs/sample/sample.jsonl"};
-    build.output = (folder_ / "data").string();
+    build.output = (*folder_ / "data").string();
     build.media.image.any_budget = true;
     build.media.image.max_soft_tokens = 9;
     build_dataset(build, ByteTokenizer());
-    loader_.sources = {{(folder_ / "data/train").string()}};
+  }
+  static void TearDownTestSuite() { folder_.reset(); }
+
+  PackedDocuments() {
+    loader_.sources = {{(*folder_ / "data/train").string()}};
     loader_.sequence_length = kRow;
     loader_.rows_per_step = loader_.rows_per_micro = kRowsOfBatch;
     loader_.seed = 7;
@@ -43,8 +48,7 @@ class PackedDocuments : public testing::TestWithParam<ImageAttention> {
     options_.optimizer = OptimizerOptions{};
     mesh_ = make_mpi_mesh(resolve_mesh(1, 0, 0, 0, 1), cpu_backend());
     const MemorySizes sizes = plan_memory(config_, table_, options_, mesh_.shape, Device::cpu);
-    instance_ =
-        std::make_unique<Instance>(config_, table_, options_, mesh_, cpu_backend(), sizes);
+    instance_ = std::make_unique<Instance>(config_, table_, options_, mesh_, cpu_backend(), sizes);
     initialize_weights(instance_->stream(), config_, table_, instance_->shards(), 1);
     instance_->weights_loaded();
   }
@@ -61,7 +65,7 @@ class PackedDocuments : public testing::TestWithParam<ImageAttention> {
     std::vector<double> sums;
     for (std::int64_t t = 0; t < batch.tokens(); ++t) {
       if (batch.positions[static_cast<std::size_t>(t)] == 0) sums.push_back(0);
-      sums.back() += values[t];
+      if (batch.targets[static_cast<std::size_t>(t)] >= 0) sums.back() += values[t];
     }
     return sums;
   }
@@ -87,7 +91,7 @@ class PackedDocuments : public testing::TestWithParam<ImageAttention> {
                        {tokens, loader_.window, loader_.image_attention});
   }
 
-  TemporaryDirectory folder_;
+  static inline std::unique_ptr<TemporaryDirectory> folder_;
   ModelConfig config_ = read_model_config(LAPIDARY_SOURCE_DIR "/configs/models/quickstart.json");
   ParameterTable table_ = make_parameter_table(config_);
   LoaderOptions loader_;
@@ -124,7 +128,8 @@ TEST_P(PackedDocuments, LossAndGradientAreThoseOfEachDocumentAlone) {
         texts += document.images.empty() && document.sounds.empty();
         tokens += static_cast<std::int64_t>(document.tokens.size());
       }
-      if (tokens < kRow) EXPECT_EQ(packed_losses.at(at++), 0);  // padding is not trained
+      if (tokens == kRow) continue;
+      EXPECT_EQ(packed_losses.at(at++), 0);  // padding is not trained
     }
     EXPECT_EQ(at, packed_losses.size());
 
@@ -133,9 +138,9 @@ TEST_P(PackedDocuments, LossAndGradientAreThoseOfEachDocumentAlone) {
     std::transform(expected.begin(), expected.end(), found.begin(), difference.begin(), std::minus<>());
     EXPECT_LT(norm(difference) / norm(expected), 1e-12);
   }
-  EXPECT_GT(images, 3);
-  EXPECT_GT(sounds, 3);
-  EXPECT_GT(texts, 3);
+  EXPECT_GE(images, 2);
+  EXPECT_GE(sounds, 2);
+  EXPECT_GE(texts, 2);
 }
 
 INSTANTIATE_TEST_SUITE_P(BothRules, PackedDocuments,
