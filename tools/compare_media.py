@@ -6,8 +6,8 @@
 Needs torch, torchvision, transformers (5.17 or later), av, h5py, numpy and pillow. Makes files (pictures of noise and of
 gradients from 1 x 1 to 6000 x 40 pixels, sounds of awkward lengths, videos with and without reordered frames), builds
 them, and reads the shards with h5py. Exits non-zero unless grids, positions and counts are equal, pictures within 2 levels
-with at least 99 % of the values equal, 16 kHz sounds bit for bit, frames of videos within 3 levels (colours are converted
-by another version of swscale) with the times that the processor writes.
+with at least 99 % of the values equal, 16 kHz sounds bit for bit, frames of videos within 3 levels (av brings an FFmpeg of
+its own) with the times that the processor writes.
 """
 import argparse
 import json
@@ -73,7 +73,8 @@ def compare_images(folder, rng):
         shards = build(folder, f"images{budget}", samples, "--image-tokens", str(budget))
         for size, picture, (columns, rows, patches) in zip(sizes, pictures, stored_images(shards), strict=True):
             tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-            out = processor(images=[tensor], max_soft_tokens=budget, return_tensors="pt")
+            out = processor(images=[tensor], max_soft_tokens=budget, input_data_format="channels_first",
+                            return_tensors="pt")
             count = int(out["num_soft_tokens_per_image"][0])
             check(count == columns * rows, f"{size}, budget {budget}: {columns} x {rows} soft tokens, expected {count}")
             grid = torch.tensor([[t % columns, t // columns] for t in range(count)])

@@ -113,7 +113,7 @@ if options.write:
 run = subprocess.run([options.program, options.tokenizer], input=b"\n".join(map(json_string, raw)),
                      capture_output=True, check=False)
 if run.returncode:
-    sys.exit(run.stderr.decode())
+    sys.exit(run.stderr.decode(errors="replace"))
 lines = run.stdout.decode().split("\n")
 for text, want, line in zip(strings, expected, lines):
     got = [int(i) for i in line.split()]
