@@ -5,6 +5,7 @@
 #include <array>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 
 #include "data/measure.h"
 #include "data/random_data.h"
@@ -77,6 +78,20 @@ void report(const std::string& name, const LoaderSpeed& speed) {
   std::cout << std::flush;
 }
 
+/// The folders of the data that is made, or found from the last time.
+std::vector<std::string> make_data(const fs::path& work, std::int64_t bytes) {
+  constexpr std::array<std::pair<const char*, RandomKind>, 3> kKinds = {
+      {{"text", RandomKind::text}, {"images", RandomKind::images}, {"sounds", RandomKind::sounds}}};
+  std::vector<std::string> folders;
+  for (const auto& [name, kind] : kKinds) {
+    const fs::path folder = work / name;
+    if (!fs::exists(folder / "manifest.json"))
+      write_in_child(folder, kind, bytes / static_cast<std::int64_t>(kKinds.size()));
+    folders.push_back(folder.string());
+  }
+  return folders;
+}
+
 }  // namespace
 
 int run_bench_data(const BenchDataArguments& arguments) {
@@ -87,22 +102,19 @@ int run_bench_data(const BenchDataArguments& arguments) {
   options.rows_per_micro = arguments.rows_per_rank;
   options.read_ahead_bytes = arguments.read_ahead;
   options.skip_too_long = true;
-  const auto measure = [&](const std::string& name, const std::string& folder) {
-    options.sources = {{folder}};
-    report(name, measure_loader(options, arguments.seconds));
-  };
-  for (const std::string& folder : arguments.folders) measure(folder, folder);
-  if (!arguments.folders.empty()) return 0;
+  std::optional<WorkFolder> work;
+  std::vector<std::string> folders = arguments.folders;
+  if (folders.empty()) folders = make_data(work.emplace(arguments.keep).path(), arguments.size);
 
-  const WorkFolder work(arguments.keep);
-  constexpr std::array<std::pair<const char*, RandomKind>, 3> kKinds = {
-      {{"text", RandomKind::text}, {"images", RandomKind::images}, {"sounds", RandomKind::sounds}}};
-  for (const auto& [name, kind] : kKinds) {
-    const fs::path folder = work.path() / name;
-    if (!fs::exists(folder / "manifest.json"))
-      write_in_child(folder, kind, arguments.size / static_cast<std::int64_t>(kKinds.size()));
-    measure(name, folder.string());
+  std::vector<DataSource> all;
+  for (const std::string& folder : folders) {
+    options.sources = {{folder}};
+    report(folder, measure_loader(options, arguments.seconds));
+    all.push_back(options.sources.front());
   }
+  if (all.size() == 1) return 0;
+  options.sources = all;
+  report("all of them mixed", measure_loader(options, arguments.seconds));
   return 0;
 }
 
