@@ -7,6 +7,7 @@
 
 #include "data/build_split.h"
 #include "data/build_threads.h"
+#include "data/gsm8k.h"
 #include "data/split_document.h"
 #include "kernels/check.h"
 #include "kernels/checksum.h"
@@ -65,6 +66,7 @@ Json settings_of(const BuildOptions& options, const Tokenizer& tokenizer) {
   return {
       {"tokenizer", tokenizer.name()},
       {"tokenizer_fingerprint", tokenizer.fingerprint()},
+      {"form", options.form == InputForm::gsm8k ? "gsm8k" : "samples"},
       {"train_on", static_cast<int>(conversation.train_on)},
       {"empty_channel", static_cast<int>(conversation.empty_channel)},
       {"markup",
@@ -75,6 +77,8 @@ Json settings_of(const BuildOptions& options, const Tokenizer& tokenizer) {
       {"patch", options.media.image.patch},
       {"max_pixels", options.media.image_limits.max_pixels},
       {"max_seconds", options.media.audio.max_seconds},
+      {"video_frames", options.media.video.frames},
+      {"video_tokens", options.media.video.image.max_soft_tokens},
       {"max_tokens", options.max_tokens},
       {"over_long", options.over_long == OverLong::split ? "split" : "drop"},
       {"on_error", options.on_error == OnError::skip ? "skip" : "error"},
@@ -191,7 +195,8 @@ class Builder {
     result.outcome.utf8_repairs = line.utf8_repairs;
     result.outcome.kind = SampleOutcome::Kind::bad_line;
     try {
-      const Sample sample = parse_sample(line.text, line.place);
+      const auto parse = options_.form == InputForm::gsm8k ? parse_gsm8k : parse_sample;
+      const Sample sample = parse(line.text, line.place);
       result.validation = is_validation(sample, options_.validation);
       if (is_done(result)) return result;
       result.outcome.kind = SampleOutcome::Kind::bad_sample;

@@ -13,12 +13,14 @@
 
 namespace lapidary {
 
+enum class InputForm { samples, gsm8k };  ///< of the lines: sample.h, gsm8k.h
 enum class OnError { error, skip };  ///< what a sample that cannot be used does: end the build, or be counted
 enum class OverLong { drop, split };  ///< what becomes of documents with more than max_tokens
 
 struct BuildOptions {
   std::vector<std::string> inputs;  ///< JSONL files, taken in this order
   std::string output;  ///< directory: OUTPUT/train and, where a share is asked for, OUTPUT/validation
+  InputForm form = InputForm::samples;
   ConversationOptions conversation;
   MediaOptions media;
   std::int64_t max_tokens = 0;  ///< of a document; 0: no limit
@@ -32,8 +34,8 @@ struct BuildOptions {
 /// One of the two data sets.
 struct BuildCounts {
   std::int64_t samples = 0, documents = 0, tokens = 0, trained_tokens = 0;
-  std::int64_t images = 0, image_tokens = 0, sounds = 0,
-               sound_tokens = 0;                               ///< frames of videos count as images
+  std::int64_t images = 0, image_tokens = 0, sounds = 0, sound_tokens = 0;
+  std::int64_t video_frames = 0, video_tokens = 0;             ///< not among the images
   std::int64_t utf8_repairs = 0;                               ///< ill-formed sequences replaced by U+FFFD
   std::int64_t bad_lines = 0, bad_samples = 0, over_long = 0;  ///< dropped, by reason
   std::int64_t split = 0;                                      ///< samples that became more than one document

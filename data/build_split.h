@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "data/build.h"
+#include "data/drop_log.h"
 
 namespace lapidary {
 
@@ -40,10 +41,13 @@ class BuildSplit {
   const std::vector<std::string>& examples() const { return examples_; }
 
  private:
+  void drop(const SampleOutcome& outcome);
   void restore(const nlohmann::json& state);
   nlohmann::json state() const;
 
+  TokenLayout layout_;
   std::optional<ShardWriter> writer_;  ///< none: finished already
+  std::optional<DropLog> drop_log_;    ///< with the writer
   std::int64_t first_sample_ = 0;
   BuildCounts counts_;
   std::vector<std::string> examples_;  ///< of dropped samples

@@ -45,6 +45,12 @@ class Writer {
     }
   }
 
+  /// What follows can stand without what is before it.
+  void cut() {
+    flush();
+    document_.cuts.push_back(static_cast<std::int32_t>(document_.tokens.size()));
+  }
+
   Document finish() {
     flush();
     const bool any =
@@ -184,6 +190,7 @@ void write_conversation(Writer& writer, const Sample& sample, const Conversation
     const std::string& role = is_model(turn)                       ? markup.model
                               : turn.role == Message::Role::system ? markup.system
                                                                    : markup.user;
+    if (!is_model(turn)) writer.cut();
     writer.token(markup.tokens.begin_turn, all);
     writer.text(role + "\n", all);
     if (is_model(turn)) {

@@ -28,6 +28,8 @@ struct Document {
   std::vector<DocumentImage> images;  ///< in order of first_token
   std::vector<DocumentSound> sounds;  ///< in order of first_token
   std::string source;                 ///< for messages: file and line it came from
+  std::vector<std::int32_t> cuts;     ///< tokens before which a long document is best cut: where turns begin
+                                      ///< that are not the model's. For ingestion, not stored in shards.
 };
 
 /// What a shard's token ids mean; stored in every shard and compared with the model's configuration before

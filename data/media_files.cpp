@@ -7,7 +7,10 @@
 namespace lapidary {
 
 MediaFiles::MediaFiles(std::filesystem::path folder, const MediaOptions& options)
-    : folder_(std::move(folder)), options_(options) {}
+    : folder_(std::move(folder)), options_(options) {
+  options_.video.image.patch = options_.image.patch;
+  options_.video.image.any_budget = options_.image.any_budget;
+}
 
 std::string MediaFiles::resolve(const std::string& path) const {
   for (const char* scheme : {"http:", "https:", "data:", "gs:", "s3:"})
@@ -24,7 +27,7 @@ FramedSound MediaFiles::sound(const std::string& path) const {
 }
 
 SampledVideo MediaFiles::video(const std::string& path) const {
-  fail("{}: this build of lapidary cannot read videos", resolve(path));
+  return read_video(resolve(path), options_.video);
 }
 
 }  // namespace lapidary

@@ -6,6 +6,7 @@
 #include "data/audio.h"
 #include "data/image.h"
 #include "data/media.h"
+#include "data/video.h"
 
 namespace lapidary {
 
@@ -13,6 +14,7 @@ struct MediaOptions {
   ImageOptions image;
   ImageLimits image_limits;
   AudioOptions audio;
+  VideoOptions video;  ///< patch and any_budget of its frames are those of `image`
 };
 
 class MediaFiles : public MediaSource {

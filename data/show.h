@@ -1,4 +1,4 @@
-// What the commands `lapidary data inspect|verify|show` and `lapidary bench data` print.
+// What the commands `lapidary data inspect|verify|show` print.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -26,9 +26,5 @@ std::int64_t verify_data_set(const std::filesystem::path& directory, std::ostrea
 /// [sound 25 frames at 300..324], control characters escaped. `decode` gives the text of one id.
 void show_row(const LoaderOptions& options, std::int64_t row,
               const std::function<std::string(std::int32_t)>& decode, std::ostream& out);
-
-/// Reads batches for about `seconds` and prints what one rank gets: tokens and soft tokens a second, bytes
-/// read from shards, how full the rows are, the process's largest resident memory.
-void measure_loader(const LoaderOptions& options, double seconds, std::ostream& out);
 
 }  // namespace lapidary

@@ -22,6 +22,12 @@ std::vector<Span> media_spans(const Document& document) {
   return spans;
 }
 
+/// The last of the places to cut in (begin, end]; `end` where there is none.
+std::int64_t best_cut(const std::vector<std::int32_t>& cuts, std::int64_t begin, std::int64_t end) {
+  const auto behind = std::upper_bound(cuts.begin(), cuts.end(), end);
+  return behind != cuts.begin() && *(behind - 1) > begin ? *(behind - 1) : end;
+}
+
 /// Moves the media whose placeholders stand in [begin, end) over to the piece.
 template <class Medium>
 void take_media(std::vector<Medium>& from, std::int64_t begin, std::int64_t end, std::vector<Medium>& to) {
@@ -60,6 +66,7 @@ std::vector<Document> split_document(Document document, std::int64_t max_tokens)
     for (const Span& span : spans)
       if (span.begin < end && end < span.end) end = span.begin;
     if (end <= begin) return {};
+    if (end < tokens) end = best_cut(document.cuts, begin, end);
     Document piece = piece_of(document, begin, end);
     if (std::find(piece.trained.begin(), piece.trained.end(), 1) != piece.trained.end())
       pieces.push_back(std::move(piece));

@@ -38,6 +38,9 @@ void describe(PlanArguments& a, CommandSyntax& syntax) {
 void describe(DataBuildArguments& a, CommandSyntax& syntax) {
   syntax.texts("input,i", "FILE", a.inputs, "JSONL file of samples; paths in it are relative to it");
   syntax.text("output,o", "FOLDER", a.output, "where the shards go");
+  syntax.word(
+      "form", a.form, {"samples", "gsm8k"},
+      "what a line of the input is: a sample (docs/ingestion.md), or question and answer as in GSM8K");
   syntax.text("tokenizer", "NAME", a.tokenizer, "bytes, or the path of a tokenizer.json");
   syntax.word("train-on", a.train_on, {"all", "answers", "last_answer"}, "what is trained of a sample");
   syntax.word("empty-channel", a.empty_channel, {"trained_turns", "last_turn", "none"},
@@ -46,6 +49,8 @@ void describe(DataBuildArguments& a, CommandSyntax& syntax) {
                "another name for a token or role of the markup, such as "
                "end_turn=<end_of_turn>");
   syntax.number("image-tokens", a.image_tokens, 1, 1 << 16, "most soft tokens of an image");
+  syntax.number("video-frames", a.video_frames, 0, 4096, "frames taken of a video, evenly spaced; 0: all");
+  syntax.number("video-tokens", a.video_tokens, 1, 1 << 16, "most soft tokens of a frame of a video");
   syntax.real("max-seconds", a.max_seconds, 0.04, 3600, "longest sound; a longer one is an unusable sample");
   syntax.number("max-tokens", a.max_tokens, 0, std::int64_t{1} << 30, "longest document; 0: any");
   syntax.word("over-long", a.over_long, {"drop", "split"}, "what becomes of longer documents");
@@ -70,6 +75,17 @@ void describe(DataShowArguments& a, CommandSyntax& syntax) {
   syntax.text("tokenizer", "NAME", a.tokenizer, "bytes, or the path of a tokenizer.json, to show text");
   syntax.require_one("FOLDER");
   syntax.require_one("row");
+}
+
+void describe(BenchDataArguments& a, CommandSyntax& syntax) {
+  syntax.positionals("FOLDER", a.folders, "folder of shards; without one, data is made");
+  syntax.bytes("size", a.size, "of all data that is made: texts, pictures and sounds, a third each");
+  syntax.text("keep", "FOLDER", a.keep, "where that data is made, stays, and is found the next time");
+  syntax.real("seconds", a.seconds, 0.01, 3600, "how long to read from each data set");
+  syntax.number("sequence-length", a.sequence_length, 2, 1 << 20, "as data.sequence_length");
+  syntax.number("rows-per-rank", a.rows_per_rank, 1, 1 << 20, "rows that a rank gets in a step");
+  syntax.number("ranks", a.ranks, 1, 1'000'000, "read what the first of so many ranks would");
+  syntax.bytes("read-ahead", a.read_ahead, "as data.read_ahead");
 }
 
 void describe(CheckpointInspectArguments& a, CommandSyntax& syntax) {

@@ -49,11 +49,14 @@ int run_plan(const PlanArguments& arguments);
 struct DataBuildArguments {
   std::vector<std::string> inputs;  ///< JSONL files
   std::string output;               ///< folder
+  InputForm form = InputForm::samples;
   std::string tokenizer;            ///< "bytes", or the path of a tokenizer.json
   std::vector<std::string> markup;  ///< KEY=VALUE: names of tokens and roles
   TrainOn train_on = TrainOn::answers;
   EmptyChannel empty_channel = EmptyChannel::trained_turns;
   std::int64_t image_tokens = 280;  ///< most soft tokens of an image
+  std::int64_t video_frames = 32;   ///< taken of a video; 0: all
+  std::int64_t video_tokens = 70;   ///< most soft tokens of each
   double max_seconds = 30;          ///< of a sound
   std::int64_t max_tokens = 0;      ///< of a document; 0: no limit
   OverLong over_long = OverLong::drop;
@@ -79,6 +82,19 @@ struct DataShowArguments {
   std::string tokenizer;  ///< as in DataBuildArguments; empty: the one the data names
 };
 int run_data_show(const DataShowArguments& arguments);
+
+/// lapidary bench data
+struct BenchDataArguments {
+  std::vector<std::string> folders;           ///< data sets; none: some are made
+  std::int64_t size = std::int64_t{1} << 30;  ///< bytes of those together
+  std::string keep;                           ///< where they are made and stay; empty: removed
+  double seconds = 5;                         ///< for each data set
+  std::int64_t sequence_length = 8192;
+  int rows_per_rank = 2;                              ///< in a step
+  int ranks = 1;                                      ///< measured is the first of so many
+  std::int64_t read_ahead = std::int64_t{256} << 20;  ///< as data.read_ahead
+};
+int run_bench_data(const BenchDataArguments& arguments);
 
 /// lapidary checkpoint inspect
 struct CheckpointInspectArguments {
@@ -126,6 +142,7 @@ void describe(PlanArguments& a, CommandSyntax& syntax);
 void describe(DataBuildArguments& a, CommandSyntax& syntax);
 void describe(DataFolderArguments& a, CommandSyntax& syntax);
 void describe(DataShowArguments& a, CommandSyntax& syntax);
+void describe(BenchDataArguments& a, CommandSyntax& syntax);
 void describe(CheckpointInspectArguments& a, CommandSyntax& syntax);
 void describe(ParityArguments& a, CommandSyntax& syntax);
 void describe(BenchStepArguments& a, CommandSyntax& syntax);

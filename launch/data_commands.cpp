@@ -1,6 +1,7 @@
 // lapidary data build, inspect, verify, show.
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <iostream>
 #include <memory>
@@ -25,32 +26,51 @@ Markup read_markup(const std::vector<std::string>& settings) {
   return markup;
 }
 
-/// A line that overwrites itself on a terminal and stays silent elsewhere.
-class ProgressLine {
+/// A bar that overwrites itself on a terminal and stays silent elsewhere.
+class ProgressBar {
  public:
   void operator()(const BuildProgress& p) {
-    if (!isatty(STDERR_FILENO)) return;
-    std::cerr << fmt::format("\r{:3.0f} %  {} samples, {} documents, {} tokens, {} dropped",
-                             p.bytes_total ? 100.0 * static_cast<double>(p.bytes_read) /
-                                                 static_cast<double>(p.bytes_total)
-                                           : 0.0,
-                             p.samples, p.documents, p.tokens, p.dropped)
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point now = Clock::now();
+    const bool last = p.bytes_read == p.bytes_total;
+    if (!isatty(STDERR_FILENO) || (!last && now - shown_at_ < std::chrono::milliseconds(100))) return;
+    // What a continued build finds done says nothing about the time that the rest takes.
+    if (!shown_) first_bytes_ = p.bytes_read;
+    const double share = p.bytes_total > 0 ? fraction(p.bytes_read, p.bytes_total) : 1;
+    const double seconds = std::chrono::duration<double>(now - begin_).count();
+    const double rate = static_cast<double>(p.bytes_read - first_bytes_) / seconds;
+    const auto filled = static_cast<std::size_t>(kWidth * share);
+    const std::string rest =
+        rate > 0 ? fmt::format(", {:.0f} s left", static_cast<double>(p.bytes_total - p.bytes_read) / rate)
+                 : "";
+    std::cerr << fmt::format("\r[{:<{}}] {:3.0f} %  {} samples, {} tokens, {} dropped{}\x1b[K",
+                             std::string(filled, '#'), kWidth, 100 * share, p.samples, p.tokens, p.dropped,
+                             rest)
               << std::flush;
     shown_ = true;
+    shown_at_ = now;
   }
-  ~ProgressLine() {
+  ~ProgressBar() {
     if (shown_) std::cerr << '\n';
   }
 
  private:
+  static constexpr int kWidth = 30;
+  static double fraction(std::int64_t part, std::int64_t whole) {
+    return static_cast<double>(part) / static_cast<double>(whole);
+  }
+
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now(), shown_at_;
+  std::int64_t first_bytes_ = 0;
   bool shown_ = false;
 };
 
 void print_counts(const char* name, const BuildCounts& c) {
   std::cout << fmt::format(
-      "{}: {} documents, {} tokens ({} trained), {} images ({} tokens), {} sounds ({} tokens), {} dropped\n",
-      name, c.documents, c.tokens, c.trained_tokens, c.images, c.image_tokens, c.sounds, c.sound_tokens,
-      c.dropped());
+      "{}: {} documents, {} tokens ({} trained), {} images ({} tokens), {} frames of videos ({} tokens), {} "
+      "sounds ({} tokens), {} dropped\n",
+      name, c.documents, c.tokens, c.trained_tokens, c.images, c.image_tokens, c.video_frames, c.video_tokens,
+      c.sounds, c.sound_tokens, c.dropped());
 }
 
 }  // namespace
@@ -59,18 +79,21 @@ int run_data_build(const DataBuildArguments& arguments) {
   BuildOptions options;
   options.inputs = arguments.inputs;
   options.output = arguments.output;
+  options.form = arguments.form;
   options.conversation = {arguments.train_on, arguments.empty_channel, read_markup(arguments.markup)};
   const std::unique_ptr<const Tokenizer> tokenizer =
       load_tokenizer(arguments.tokenizer, options.conversation.markup.tokens);
   options.media.image.max_soft_tokens = static_cast<std::int32_t>(arguments.image_tokens);
   options.media.image.any_budget = true;
+  options.media.video.frames = static_cast<std::int32_t>(arguments.video_frames);
+  options.media.video.image.max_soft_tokens = static_cast<std::int32_t>(arguments.video_tokens);
   options.media.audio.max_seconds = arguments.max_seconds;
   options.max_tokens = arguments.max_tokens;
   options.over_long = arguments.over_long;
   options.on_error = arguments.on_error;
   options.validation = arguments.validation;
   options.threads = static_cast<int>(arguments.workers);
-  ProgressLine progress;
+  ProgressBar progress;
   const BuildReport report = build_dataset(options, *tokenizer, std::ref(progress));
   if (report.resumed) std::cout << "continued an interrupted build\n";
   print_counts("train", report.train);

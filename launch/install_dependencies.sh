@@ -8,6 +8,7 @@ set -euo pipefail
 tools=(build-essential ccache cmake git ninja-build pkg-config)
 libraries=(
   libboost-program-options-dev  # command line
+  libavcodec-dev libavformat-dev libavutil-dev libswscale-dev  # videos; the build works without them
   libfmt-dev                    # messages
   libhdf5-dev hdf5-tools        # shards and checkpoints; h5ls to look at them. The serial build, which is thread-safe
   libjpeg-dev libpng-dev libwebp-dev zlib1g-dev  # images

@@ -23,6 +23,7 @@ std::vector<lapidary::Command> commands(const lapidary::MpiSession* session) {
       make_command("data inspect", "counts what a data set holds", run_data_inspect),
       make_command("data verify", "checks every file and document of a data set", run_data_verify),
       make_command("data show", "prints a packed row, with what is trained marked", run_data_show),
+      make_command("bench data", "measures how fast a rank's loader is", run_bench_data),
       make_command("checkpoint inspect", "prints what a checkpoint holds", run_checkpoint_inspect),
       make_command("bench step", "times training steps of a configuration on random text", run_bench_step,
                    session),

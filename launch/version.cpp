@@ -7,6 +7,7 @@
 #include <boost/version.hpp>
 #include <nlohmann/json.hpp>
 
+#include "data/video.h"
 #include "kernels/build_info.h"
 #include "launch/command_line.h"
 
@@ -37,11 +38,12 @@ std::string version_text() {
   text += fmt::format("built with {}, {}, {}\n", kCompiler, kBuildType,
                       kCudaBuilt ? fmt::format("CUDA for {}", kCudaArchitectures) : "without CUDA");
   text += fmt::format(
-      "{}; HDF5 {}; {}; yaml-cpp {}; Boost {}.{}.{}; fmt {}.{}.{}; nlohmann_json {}.{}.{}; xxHash {}.{}.{}\n",
+      "{}; HDF5 {}; {}; yaml-cpp {}; Boost {}.{}.{}; fmt {}.{}.{}; nlohmann_json {}.{}.{}; xxHash {}.{}.{}; "
+      "{}\n",
       mpi_version(), hdf5_version(), openblas_get_config(), LAPIDARY_YAML_CPP_VERSION, BOOST_VERSION / 100000,
       BOOST_VERSION / 100 % 1000, BOOST_VERSION % 100, FMT_VERSION / 10000, FMT_VERSION / 100 % 100,
       FMT_VERSION % 100, NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
-      NLOHMANN_JSON_VERSION_PATCH, xxhash / 10000, xxhash / 100 % 100, xxhash % 100);
+      NLOHMANN_JSON_VERSION_PATCH, xxhash / 10000, xxhash / 100 % 100, xxhash % 100, video_libraries());
   return text;
 }
 

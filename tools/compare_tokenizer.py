@@ -5,9 +5,11 @@
     compare_tokenizer.py TOKENIZER.json --write GOLDEN.json     (N strings with their ids, for the tests)
 
 Needs the package `tokenizers`. The strings are code, prose in many scripts, emoji, runs of spaces and newlines,
-unassigned characters and special tokens spelled out in text. Exits non-zero at the first difference.
+unassigned characters and special tokens spelled out in text; every tenth has bytes that are not UTF-8, which have to be
+replaced as Python does, and counted. Exits non-zero at the first difference.
 """
 import argparse
+import codecs
 import json
 import os
 import random
@@ -50,6 +52,36 @@ def make_string(rng, specials):
     return "".join(rng.choices(makers, weights)[0]() + rng.choice(("", "", " ", "\n")) for _ in range(count))
 
 
+def break_utf8(rng, text):
+    """The text's bytes with stray, missing and changed ones."""
+    data = bytearray(text.encode())
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randint(0, len(data))
+        kind = rng.randrange(3)
+        if kind == 0:
+            data[at:at] = bytes(rng.randint(0x80, 0xFF) for _ in range(rng.randint(1, 4)))
+        elif kind == 1:
+            del data[at:at + 1]
+        else:
+            data[at:at + 1] = bytes([rng.randint(0x80, 0xFF)])
+    return bytes(data)
+
+
+def json_string(data):
+    """Any bytes as a JSON string: what has to be escaped is, the rest stays."""
+    escaped = {0x22: b'\\"', 0x5C: b"\\\\", **{i: b"\\u%04x" % i for i in range(0x20)}}
+    return b'"' + b"".join(escaped.get(byte, bytes([byte])) for byte in data) + b'"'
+
+
+repairs = 0
+
+
+def count_repair(error):
+    global repairs
+    repairs += 1
+    return "\uFFFD", error.end
+
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("tokenizer")
 parser.add_argument("--strings", type=int, default=100_000)
@@ -63,7 +95,10 @@ reference.encode_special_tokens = True  # special tokens in a text are text
 rng = random.Random(options.seed)
 added = [t["content"] for t in json.load(open(options.tokenizer, encoding="utf-8"))["added_tokens"]]
 specials = [t for t in added if not t.startswith("<unused")] or ["<eos>"]
-strings = [make_string(rng, specials) for _ in range(options.strings)] + ["", " ", "a"]
+made = [make_string(rng, specials) for _ in range(options.strings)] + ["", " ", "a"]
+raw = [break_utf8(rng, s) if i % 10 == 0 else s.encode() for i, s in enumerate(made)]
+codecs.register_error("counted", count_repair)
+strings = [data.decode("utf-8", "counted") for data in raw]
 size = sum(len(s.encode()) for s in strings)
 
 start = time.perf_counter()
@@ -75,15 +110,17 @@ if options.write:
         out.write("[\n" + ",\n".join(rows) + "\n]\n")
     sys.exit()
 
-run = subprocess.run([options.program, options.tokenizer], input="\n".join(json.dumps(s) for s in strings).encode(),
+run = subprocess.run([options.program, options.tokenizer], input=b"\n".join(map(json_string, raw)),
                      capture_output=True, check=False)
 if run.returncode:
-    sys.exit(run.stderr.decode())
+    sys.exit(run.stderr.decode(errors="replace"))
 lines = run.stdout.decode().split("\n")
 for text, want, line in zip(strings, expected, lines):
     got = [int(i) for i in line.split()]
     if got != want:
         sys.exit(f"different: {text!r}\n  ours     {got}\n  expected {want}")
-our_speed = float(run.stderr)
-print(f"{len(strings)} strings, {size / 1e6:.1f} MB, {sum(map(len, expected))} ids: all equal")
+our_speed, our_repairs = float(run.stderr.split()[0]), int(run.stderr.split()[1])
+if our_repairs != repairs:
+    sys.exit(f"{our_repairs} ill-formed UTF-8 sequences counted, expected {repairs}")
+print(f"{len(strings)} strings, {size / 1e6:.1f} MB, {sum(map(len, expected))} ids: all equal; {repairs} ill-formed UTF-8 sequences replaced")
 print(f"one core: ours {our_speed:.1f} MB/s, tokenizers {their_speed:.1f} MB/s, ratio {our_speed / their_speed:.1f}")

@@ -30,13 +30,14 @@ void write_file(const fs::path& path, const std::string& content) {
   std::ofstream(path, std::ios::binary) << content;
 }
 
-/// A JSONL file of `count` samples with texts, conversations and pictures beside it.
-std::string some_samples(int count, unsigned seed = 1) {
-  std::mt19937 random(seed);
+/// A JSONL file of `count` samples with texts, conversations and pictures beside it, some of them broken if
+/// asked for.
+std::string some_samples(int count, bool with_broken = false) {
+  std::mt19937 random(1);
   std::string lines;
   for (int i = 0; i < count; ++i) {
     const std::string words(3 + random() % 200, static_cast<char>('a' + random() % 26));
-    switch (random() % 4) {
+    switch (random() % (with_broken ? 5 : 4)) {
       case 0:
         lines += fmt::format(R"({{"text": "{} {}"}})", i, words);
         break;
@@ -49,8 +50,11 @@ std::string some_samples(int count, unsigned seed = 1) {
             R"({{"role": "assistant", "content": "{}"}}]}})",
             i, words);
         break;
-      default:
+      case 3:
         lines += fmt::format(R"({{"text": ["{}", {{"type": "audio", "audio": "sub/s.wav"}}]}})", i);
+        break;
+      default:
+        lines += "broken " + words;
     }
     lines += '\n';
   }
@@ -184,7 +188,7 @@ TEST_F(DataBuild, EqualContentsFallOnOneSide) {
 
 TEST_F(DataBuild, StopsAtTheFirstUnusableSampleWhateverTheThreads) {
   std::string lines = some_samples(60);
-  lines += "{\"text\": 7}\n" + some_samples(40, 2) + "not json\n";
+  lines += "{\"text\": 7}\n" + some_samples(40) + "not json\n";
   for (const int threads : {1, 4}) {
     BuildOptions o = options(lines);
     o.threads = threads;
@@ -221,6 +225,17 @@ TEST_F(DataBuild, CountsWhatItSkipsAndSaysWhy) {
   EXPECT_EQ(notes["counts"]["bad_samples"], 2);
   EXPECT_EQ(notes["dropped_examples"].size(), 4u);
   EXPECT_EQ(notes["settings"]["tokenizer"], "bytes");
+  // Beside the shards all of them are listed.
+  std::ifstream log(folder_ / "out/train/dropped.jsonl");
+  std::vector<std::pair<std::string, std::string>> listed;
+  for (std::string line; std::getline(log, line);) {
+    const nlohmann::json entry = nlohmann::json::parse(line);
+    listed.emplace_back(entry["reason"], entry["message"]);
+  }
+  const std::vector<std::string> reasons = {"bad_lines", "bad_samples", "bad_samples", "over_long"};
+  ASSERT_EQ(listed.size(), reasons.size());
+  for (std::size_t i = 0; i < reasons.size(); ++i)
+    EXPECT_EQ(listed[i], std::pair(reasons[i], report.dropped_examples[i]));
 }
 
 TEST_F(DataBuild, SplitsLongTexts) {
@@ -232,6 +247,38 @@ TEST_F(DataBuild, SplitsLongTexts) {
   const std::vector<std::string> expected = {"<bos>[0123456789abcde]", "<bos>[fghijklmnopqrst]",
                                              "<bos>[uvwxyzABCD<eos>]"};
   EXPECT_EQ(texts(folder_ / "out/train"), expected);
+}
+
+TEST_F(DataBuild, SplitsConversationsBetweenTheirTurns) {
+  const auto turn = [](const char* role, const std::string& text) {
+    return fmt::format(R"({{"role": "{}", "content": "{}"}})", role, text);
+  };
+  BuildOptions o = options(fmt::format(R"({{"messages": [{}, {}, {}, {}, {}, {}]}})", turn("user", "one"),
+                                       turn("assistant", "1"), turn("user", "two"), turn("assistant", "2"),
+                                       turn("user", "three"), turn("assistant", std::string(40, '3'))));
+  o.conversation.empty_channel = EmptyChannel::none;
+  o.max_tokens = 50;
+  o.over_long = OverLong::split;
+  EXPECT_EQ(build(o).train.documents, 3);
+  const std::vector<std::string> found = texts(folder_ / "out/train");
+  EXPECT_EQ(found[0],
+            "<bos><|turn>user\none<turn|>\n<|turn>model\n[1<turn|>]\n<|turn>user\ntwo<turn|>\n<|turn>model\n["
+            "2<turn|>]\n");
+  // A question and its answer that are too long together are cut where they must be.
+  EXPECT_EQ(found[1].rfind("<bos><|turn>user\nthree<turn|>\n<|turn>model\n[333", 0), 0u) << found[1];
+  EXPECT_EQ(found[2].rfind("<bos>[333", 0), 0u) << found[2];
+}
+
+TEST_F(DataBuild, ReadsGsm8k) {
+  BuildOptions o = options(
+      "{\"question\": \"1 + 1?\", \"answer\": \"1 + 1 = <<1+1=2>>2\\n#### 2\"}\n{\"text\": \"no\"}\n");
+  o.form = InputForm::gsm8k;
+  o.on_error = OnError::skip;
+  o.conversation.empty_channel = EmptyChannel::none;
+  EXPECT_EQ(build(o).train.bad_lines, 1);
+  EXPECT_EQ(texts(folder_ / "out/train"),
+            (std::vector<std::string>{
+                "<bos><|turn>user\n1 + 1?<turn|>\n<|turn>model\n[1 + 1 = 2\n#### 2<turn|>]\n"}));
 }
 
 TEST(SplitDocument, NeverCutsAMedium) {
@@ -297,7 +344,8 @@ TEST_F(DataBuild, RefusesWhatItCannotDo) {
 }
 
 TEST_F(DataBuild, ContinuesAfterInterruptionsToTheSameBytes) {
-  BuildOptions o = options(some_samples(300), "reference");
+  BuildOptions o = options(some_samples(300, true), "reference");
+  o.on_error = OnError::skip;
   o.validation = 0.2;
   o.shard_bytes = 20'000;
   build(o);
@@ -345,7 +393,8 @@ TEST_F(DataBuild, RefusesToContinueWithOtherSettingsOrInputs) {
 
 TEST_F(DataBuild, SurvivesBeingKilledAtAnyMoment) {
   using Clock = std::chrono::steady_clock;
-  BuildOptions o = options(some_samples(200), "reference");
+  BuildOptions o = options(some_samples(200, true), "reference");
+  o.on_error = OnError::skip;
   o.validation = 0.2;
   o.shard_bytes = 40'000;
   o.threads = 2;

@@ -6,8 +6,9 @@
 #include <fstream>
 #include <random>
 
+#include "data/gsm8k.h"
 #include "data/sample.h"
-#include "kernels/error.h"
+#include "kernels/check.h"
 
 namespace lapidary {
 namespace {
@@ -186,6 +187,41 @@ TEST(Sample, RefusesNestingWithoutEnd) {
   std::string deep = R"({"text":"a","x":)";
   deep += std::string(100, '[') + std::string(100, ']') + "}";
   EXPECT_THROW(parse_sample(deep, "f:1"), Error);
+}
+
+TEST(Gsm8k, QuestionAndAnswerBecomeAConversationWithoutNotes) {
+  const Sample sample = parse_gsm8k(
+      R"({"question": "How many in 2 dozen?\n", "answer": "A dozen is 12.\n2*12 = <<2*12=24>>24 of them.\n#### 24"})",
+      "f:1");
+  ASSERT_EQ(sample.form, Sample::Form::conversation);
+  ASSERT_EQ(sample.messages.size(), 2u);
+  EXPECT_EQ(sample.messages[0].role, Message::Role::user);
+  EXPECT_EQ(sample.messages[0].parts.at(0).value, "How many in 2 dozen?");
+  EXPECT_EQ(sample.messages[1].role, Message::Role::model);
+  EXPECT_EQ(sample.messages[1].parts.at(0).value, "A dozen is 12.\n2*12 = 24 of them.\n#### 24");
+  for (const char* number : {"0", "-3", "1,000", "2.50"})
+    EXPECT_NO_THROW(parse_gsm8k(fmt::format(R"({{"question": "q", "answer": "#### {}"}})", number), "f:1"));
+}
+
+TEST(Gsm8k, NamesThePlaceAndTheMistake) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {R"([1])", "f:1: expected a JSON object"},
+      {R"({"question": "q"})", "f:1: expected a text under \"answer\""},
+      {R"({"question": 1, "answer": "#### 1"})", "f:1: expected a text under \"question\""},
+      {R"({"question": " ", "answer": "#### 1"})", "f:1: \"question\" is empty"},
+      {R"({"question": "q", "answer": "1 <<1=1 1\n#### 1"})", "f:1: the note \"<<1=1 1"},
+      {R"({"question": "q", "answer": "1"})", "f:1: the last line of \"answer\" is \"1\""},
+      {R"({"question": "q", "answer": "#### one"})", "f:1: the last line"},
+      {R"({"question": "q", "answer": "#### 1\nDone."})", "f:1: the last line of \"answer\" is \"Done.\""},
+      {R"({"question": "q", "answer": "#### -."})", "f:1: the last line"}};
+  for (const auto& [line, expected] : cases) {
+    try {
+      parse_gsm8k(line, "f:1");
+      ADD_FAILURE() << line;
+    } catch (const Error& e) {
+      EXPECT_EQ(std::string(e.what()).rfind(expected, 0), 0u) << e.what();
+    }
+  }
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "data/checked_file.h"
 #include "kernels/file.h"
+#include "tests/data/forged_shards.h"
 #include "tests/data/sample_documents.h"
 
 namespace lapidary {
@@ -183,6 +184,33 @@ TEST(DataSet, flipped_bytes_never_reach_a_document) {
     File::open_to_write(path).write_at(good.data(), good.size(), 0);
   }
   read_all(temporary / "data");
+}
+
+TEST(DataSet, mutated_shards_with_right_hashes_are_refused_or_read) {
+  const TemporaryDirectory temporary("/dev/shm");  // a manifest is synced whenever it is written
+  write_data_set(temporary / "data", some_documents(12, 20, 6));
+  const Manifest manifest = read_manifest(temporary / "data");
+  const ShardRecord& record = manifest.shards.at(0);
+  const std::string good = read_text_file((temporary / "data" / record.file).string(), 1 << 26);
+  std::mt19937 random(9);
+  int refused = 0;
+  for (int trial = 0; trial < 1000; ++trial) {
+    std::string bad = good;
+    auto array = record.places.begin();
+    std::advance(array, random() % record.places.size());
+    for (unsigned changes = 1 + random() % 3; changes > 0; --changes) {
+      // Small numbers at the front of a table are as dangerous as large ones anywhere.
+      const std::size_t at = static_cast<std::size_t>(array->second) + random() % 256;
+      if (at < bad.size()) bad[at] = static_cast<char>(random() % 2 == 0 ? random() % 4 : random());
+    }
+    forge_shard(temporary / "data",
+                [&](File& shard, const ShardRecord&) { shard.write_at(bad.data(), bad.size(), 0); });
+    const std::string message = error_of([&] { read_all(temporary / "data"); });
+    if (message.empty()) continue;
+    EXPECT_NE(message.find(record.file), std::string::npos) << "trial " << trial << ": " << message;
+    ++refused;
+  }
+  EXPECT_GT(refused, 200);
 }
 
 TEST(CheckedFile, any_requests_are_served_whatever_their_order_and_overlap) {

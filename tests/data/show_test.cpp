@@ -7,10 +7,10 @@
 #include <sstream>
 #include <tuple>
 
-#include "data/checked_file.h"
+#include "data/measure.h"
 #include "data/shard_format.h"
 #include "kernels/file.h"
-#include "kernels/hdf5_file.h"
+#include "tests/data/forged_shards.h"
 #include "tests/data/sample_documents.h"
 
 namespace lapidary {
@@ -117,12 +117,23 @@ TEST(MeasureLoader, reads_until_the_time_or_the_data_ends) {
   LoaderOptions options;
   options.sources = {{(temporary / "data").string()}};
   options.sequence_length = 512;
-  std::ostringstream out;
-  measure_loader(options, 0.05, out);
-  EXPECT_NE(out.str().find("50 documents"), std::string::npos) << out.str();
-  EXPECT_NE(out.str().find("soft tokens/s"), std::string::npos) << out.str();
   options.one_pass = true;
-  measure_loader(options, 1000, out);
+  const LoaderSpeed whole = measure_loader(options, 1000);
+  EXPECT_EQ(whole.documents, 50);
+  EXPECT_EQ(whole.stats.tokens, whole.documents_tokens);
+  EXPECT_EQ(whole.tokens, whole.stats.tokens + whole.stats.padding);
+  std::int64_t patches = 0, frames = 0;
+  for (const Document& document : documents) {
+    for (const DocumentImage& image : document.images) patches += image.columns * image.rows;
+    for (const DocumentSound& sound : document.sounds) frames += sound.frames;
+  }
+  EXPECT_EQ(whole.patches, patches);
+  EXPECT_EQ(whole.frames, frames);
+  EXPECT_GT(whole.resident_bytes, 1 << 20);
+  options.one_pass = false;
+  const LoaderSpeed some = measure_loader(options, 0.05);
+  EXPECT_GE(some.seconds, 0.05);
+  EXPECT_GE(some.first_step_seconds, some.open_seconds);
 }
 
 TEST(VerifyDataSet, finds_nothing_in_good_data_and_names_damage) {
@@ -146,30 +157,6 @@ TEST(VerifyDataSet, finds_nothing_in_good_data_and_names_damage) {
   EXPECT_NE(bad.str().find("shard-00001.h5: checksum"), std::string::npos) << bad.str();
 }
 
-/// A writer with a fault: the shard's hashes are right, but an array is not as the format says.
-void forge(const std::filesystem::path& directory, const std::string& array, std::int64_t byte, char value) {
-  Manifest manifest = read_manifest(directory);
-  ShardRecord& shard = manifest.shards.at(0);
-  const std::string path = (directory / shard.file).string();
-  File::open_to_write(path).write_at(&value, 1, shard.places.at(array) + byte);
-  const FileHashes hashes = hash_with_segments(path);
-  shard.checksum = hashes.checksum;
-  const std::string index = (directory / kIndexName).string();
-  const Hdf5File old = Hdf5File::open(index);
-  const auto tokens = old.read<std::int32_t>("document_tokens"),
-             kib = old.read<std::int32_t>("document_feature_kib");
-  Hdf5File file = Hdf5File::create(index + ".new");
-  file.write("document_tokens", tokens);
-  file.write("document_feature_kib", kib);
-  file.write("segment_hashes", hashes.segments);
-  file.close();
-  std::filesystem::rename(index + ".new", index);
-  const FileHashes index_hashes = hash_with_segments(index);
-  manifest.index_bytes = index_hashes.bytes;
-  manifest.index_checksum = index_hashes.checksum;
-  write_manifest(directory, manifest);
-}
-
 TEST(VerifyDataSet, finds_what_hashes_cannot) {
   const std::vector<std::tuple<std::string, std::int64_t, char, std::string>> faults = {
       {"tokens", 3, 1, "token 0 has id"},
@@ -182,7 +169,8 @@ TEST(VerifyDataSet, finds_what_hashes_cannot) {
       {"sounds", 7, -1, "not in order or out of range"},
       {"sounds", 16, 9, "soft tokens"},
       {"source_offsets", 8 * 20, 1, "source_bytes"}};
-  for (const auto& [array, byte, value, expected] : faults) {
+  for (const auto& fault : faults) {
+    const auto& [array, byte, value, expected] = fault;
     const TemporaryDirectory temporary;
     SampleMaker maker(4);
     std::vector<Document> documents;
@@ -192,7 +180,9 @@ TEST(VerifyDataSet, finds_what_hashes_cannot) {
       maker.add_sound(documents.back(), 4);
     }
     write_data_set(temporary / "data", documents);
-    forge(temporary / "data", array, byte, value);
+    forge_shard(temporary / "data", [&](File& shard, const ShardRecord& record) {
+      shard.write_at(&value, 1, record.places.at(array) + byte);
+    });
     std::ostringstream out;
     EXPECT_GE(verify_data_set(temporary / "data", out), 1) << array << " byte " << byte;
     EXPECT_NE(out.str().find(expected), std::string::npos) << array << " byte " << byte << ": " << out.str();

@@ -1,6 +1,7 @@
-// Any bytes as a line of JSONL: an Error, or a sample that renders or is refused.
+// Any bytes as a line of JSONL, in both forms of input: an Error, or a sample that renders or is refused.
 #include "data/byte_tokenizer.h"
 #include "data/conversation.h"
+#include "data/gsm8k.h"
 #include "kernels/check.h"
 
 namespace {
@@ -20,11 +21,13 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   using namespace lapidary;
   static const ByteTokenizer kTokenizer;
   static const ConversationRenderer kRenderer(kTokenizer, {});
-  try {
-    const Sample sample = parse_sample({reinterpret_cast<const char*>(data), size}, "x:1");
-    const Document document = kRenderer.render(sample, SmallMedia());
-    if (document.tokens.size() != document.trained.size() || document.trained.front() != 0) std::abort();
-  } catch (const Error&) {
+  for (const auto& parse : {parse_sample, parse_gsm8k}) {
+    try {
+      const Sample sample = parse({reinterpret_cast<const char*>(data), size}, "x:1");
+      const Document document = kRenderer.render(sample, SmallMedia());
+      if (document.tokens.size() != document.trained.size() || document.trained.front() != 0) std::abort();
+    } catch (const Error&) {
+    }
   }
   return 0;
 }

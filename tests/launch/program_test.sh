@@ -2,6 +2,7 @@
 # program_test.sh PROGRAM: the program as a user meets it: output, messages, exit codes, whatever the locale.
 set -uo pipefail
 program=$1
+root=$(realpath "$(dirname "$0")/../..")
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder" || exit 1
@@ -47,6 +48,23 @@ expect 1 'lapidary: typo.yaml:10:3: optimizer.learning_rte: unknown key; did you
   "$program" config check -c typo.yaml
 expect 1 'lapidary: cannot open none.yaml: No such file or directory' "$program" config check -c none.yaml
 expect 1 'lapidary: lapidary config check: unknown option --sett; did you mean --set?' "$program" config check --sett a=1
+
+for config in "$root"/configs/*.yaml; do
+  expect 0 "$config: correct" env MODEL=/models "$program" config check -c "$config"
+done
+
+# GSM8K's files become shards, and a loader is measured on them and on data of its own.
+cat >gsm8k.jsonl <<'EOF'
+{"question": "A dozen eggs and 3 more?", "answer": "12 + 3 = <<12+3=15>>15\n#### 15"}
+{"question": "Half of 9?", "answer": "9 / 2 = <<9/2=4.5>>4.5\n#### 4.5"}
+EOF
+expect 1 'gsm8k.jsonl:1: expected exactly one of' "$program" data build --input gsm8k.jsonl --output g --tokenizer bytes
+rm -rf g.building
+expect 0 'train: 2 documents' "$program" data build --form gsm8k --input gsm8k.jsonl --output g --tokenizer bytes
+expect 0 '«12 + 3 = 15' "$program" data show g/train --row 0 --sequence-length 512 --tokenizer bytes
+expect 0 'million/s' "$program" bench data g/train --sequence-length 512 --seconds 0.05
+expect 0 'image and' "$program" bench data --size 10MB --seconds 0.05 --keep made
+expect 0 'manifest.json' ls made/sounds
 
 # Turkish: dotless i, decimal comma. A locale that does not exist is no trouble either.
 for locale in tr_TR.UTF-8 nowhere C; do
