@@ -123,22 +123,12 @@ void BM_text(benchmark::State& state) {
 void BM_images(benchmark::State& state) {
   stream(state, data_set("images", 300, image_document));
 }
-BENCHMARK(BM_text)
-    ->Arg(1)
-    ->Arg(64)
-    ->ArgName("ranks")
-    ->MinTime(3)
-    ->MeasureProcessCPUTime()
-    ->UseRealTime()
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK(BM_images)
-    ->Arg(1)
-    ->Arg(64)
-    ->ArgName("ranks")
-    ->MinTime(3)
-    ->MeasureProcessCPUTime()
-    ->UseRealTime()
-    ->Unit(benchmark::kMillisecond);
+void ranks_and_time(benchmark::internal::Benchmark* bench) {
+  bench->ArgName("ranks")->Arg(1)->Arg(64)->MinTime(3);
+  bench->MeasureProcessCPUTime()->UseRealTime()->Unit(benchmark::kMillisecond);
+}
+BENCHMARK(BM_text)->Apply(ranks_and_time);
+BENCHMARK(BM_images)->Apply(ranks_and_time);
 
 /// Planning alone: what every rank does for all rows, and what a resume does for the rows of its epoch.
 void BM_plan(benchmark::State& state) {
