@@ -83,7 +83,10 @@ for file in "$metrics" "$run/loss.svg"; do
 done
 # value KEY first|last: of the lines of metrics.jsonl that have the key.
 value() {
-  sed -nE "s/.*\"$1\": ?([-+0-9.eE]+).*/\1/p" "$metrics" | case $2 in first) head -n 1 ;; last) tail -n 1 ;; esac
+  local all
+  all=$(sed -nE "s/.*\"$1\": ?([-+0-9.eE]+).*/\1/p" "$metrics")
+  # Not head: a reader that leaves early would end the writer, and with it this script.
+  case $2 in first) echo "${all%%$'\n'*}" ;; last) echo "${all##*$'\n'}" ;; esac
 }
 fell() {  # KEY NAME: prints both ends; fails unless the loss fell by a third
   local first last

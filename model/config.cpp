@@ -1,12 +1,10 @@
 #include "model/config.h"
 
 #include <cmath>
-#include <fstream>
-#include <nlohmann/json.hpp>
-#include <set>
 
 #include "kernels/check.h"
 #include "kernels/dtype.h"
+#include "kernels/json.h"
 
 namespace lapidary {
 
@@ -24,11 +22,24 @@ class Section {
   }
 
   bool has(const char* key) const { return json_->contains(key) && !(*json_)[key].is_null(); }
+  /// The key is absent or this very text.
+  bool is(const char* key, const char* expected) const {
+    return !json_->contains(key) || (*json_)[key] == expected;
+  }
   std::string where(const char* key) const { return path_.empty() ? key : path_ + "." + key; }
   const std::string& file() const { return file_; }
 
   std::int64_t integer(const char* key, std::int64_t low, std::int64_t high) const {
+    return integer(key, value(key), low, high);
+  }
+  /// Of a list the first.
+  std::int64_t first_integer_or(const char* key, std::int64_t otherwise, std::int64_t low,
+                                std::int64_t high) const {
+    if (!has(key)) return otherwise;
     const Json& v = value(key);
+    return integer(key, v.is_array() && !v.empty() ? v[0] : v, low, high);
+  }
+  std::int64_t integer(const char* key, const Json& v, std::int64_t low, std::int64_t high) const {
     require(v.is_number_integer() && v.get<std::int64_t>() >= low && v.get<std::int64_t>() <= high,
             "{}: {} is {}, expected an integer from {} to {}", file_, where(key), v.dump(), low, high);
     return v.get<std::int64_t>();
@@ -68,6 +79,7 @@ class Section {
 };
 
 constexpr std::int64_t kMaxSize = 1 << 24;  // no dimension of this model comes near it
+constexpr std::int64_t kLargestFile = 16 << 20;
 
 /// Which layers are full: layer_types, or the rule that every sixth is; a last layer that is not full becomes
 /// full.
@@ -162,9 +174,10 @@ void refuse_other_models(const Section& top, const Section& text) {
           text.where("hidden_activation"), act);
   require(top.boolean_or("tie_word_embeddings", true) && text.boolean_or("tie_word_embeddings", true),
           "{}: tie_word_embeddings is false, expected true", top.file());
-  const std::string both_ways = text.text_or("use_bidirectional_attention", "vision");
-  require(both_ways == "vision", "{}: {} is {}, expected vision", text.file(),
-          text.where("use_bidirectional_attention"), both_ways);
+  // Left out it is vision; an explicit null is causal everywhere, which is another model.
+  require(text.is("use_bidirectional_attention", "vision"),
+          "{}: {} is not \"vision\", which is not supported", text.file(),
+          text.where("use_bidirectional_attention"));
 }
 
 void read_rope(const Section& text, ModelConfig& config) {
@@ -185,7 +198,7 @@ void read_rope(const Section& text, ModelConfig& config) {
     const Section s = rope.section("full_attention");
     check_type(s, "proportional");
     config.full_theta = s.number_or("rope_theta", config.full_theta, 1, 1e12);
-    config.full_rotary_fraction = s.number_or("partial_rotary_factor", config.full_rotary_fraction, 0, 1);
+    config.full_rotary_fraction = s.number_or("partial_rotary_factor", 1, 0, 1);
   }
 }
 
@@ -225,23 +238,10 @@ void read_media(const Section& top, ModelConfig& config) {
   }
 }
 
-Json parse(const std::string& path) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  require(in.good(), "{}: cannot be opened, expected a Hugging Face config.json", path);
-  const auto size = static_cast<std::int64_t>(in.tellg());
-  require(size <= 16 << 20, "{}: {} bytes, expected a config.json of at most 16 MiB", path, size);
-  in.seekg(0);
-  try {
-    return Json::parse(in);
-  } catch (const Json::exception& e) {
-    fail("{}: not JSON: {}", path, e.what());
-  }
-}
-
 }  // namespace
 
 ModelConfig read_model_config(const std::string& path) {
-  const Json json = parse(path);
+  const Json json = read_json_file(path, kLargestFile);
   const Section top(json, path, "");
   const Section text = top.section("text_config");
   refuse_other_models(top, text);
@@ -259,7 +259,9 @@ ModelConfig read_model_config(const std::string& path) {
     return static_cast<std::int32_t>(text.integer_or(key, otherwise, 0, config.vocabulary - 1));
   };
   config.pad_id = id("pad_token_id", 0);
-  config.eos_id = id("eos_token_id", 1);
+  // A list names every token that ends a reply; its first ends a document.
+  config.eos_id =
+      static_cast<std::int32_t>(text.first_integer_or("eos_token_id", 1, 0, config.vocabulary - 1));
   config.bos_id = id("bos_token_id", 2);
   read_rope(text, config);
   read_media(top, config);
@@ -280,10 +282,10 @@ std::vector<float> ModelConfig::rope_frequencies(bool full) const {
   const double fraction = full ? full_rotary_fraction : 1.0;
   const auto pairs = static_cast<std::int64_t>(fraction * static_cast<double>(dim) / 2);
   std::vector<float> out;
-  for (std::int64_t j = 0; j < pairs; ++j) {
-    const double exponent = 2.0 * static_cast<double>(j) / static_cast<double>(dim);
-    out.push_back(static_cast<float>(std::pow(full ? full_theta : sliding_theta, -exponent)));
-  }
+  // In float32 throughout, as the reference: far positions multiply the last bit.
+  const auto theta = static_cast<float>(full ? full_theta : sliding_theta);
+  for (std::int64_t j = 0; j < pairs; ++j)
+    out.push_back(1.0f / std::pow(theta, static_cast<float>(2 * j) / static_cast<float>(dim)));
   return out;
 }
 

@@ -5,9 +5,18 @@ namespace lapidary {
 // -------------------------------------------------------------------------------------------------------
 // forward
 
+void DecoderLayer::normalize(Stream& stream, const Tensor& x, int norm, const Tensor& y,
+                             const Tensor& rstd) const {
+  run(stream, RmsNorm{.x = x, .weight = weight(norm), .y = y, .rstd = rstd, .eps = config_->rms_eps});
+}
+
 void DecoderLayer::project_qkv(Stream& stream, const LayerActivations& a) const {
   run(stream,
       MatMul{.a = a.normed, .b = units_->weight(p_->q, p_->qkv_count), .c = a.qkv, .transpose_b = true});
+}
+
+void DecoderLayer::project_gate_up(Stream& stream, const LayerActivations& a) const {
+  run(stream, MatMul{.a = a.mlp_in, .b = units_->weight(p_->gate, 2), .c = a.gate_up, .transpose_b = true});
 }
 
 void DecoderLayer::split_heads(Stream& stream, const AttentionInputs& inputs,
@@ -27,11 +36,7 @@ void DecoderLayer::split_heads(Stream& stream, const AttentionInputs& inputs,
 
 void DecoderLayer::attention_forward(Stream& stream, const AttentionInputs& inputs,
                                      const LayerActivations& a) const {
-  run(stream, RmsNorm{.x = a.x,
-                      .weight = weight(p_->input_norm),
-                      .y = a.normed,
-                      .rstd = a.normed_rstd,
-                      .eps = config_->rms_eps});
+  normalize(stream, a.x, p_->input_norm, a.normed, a.normed_rstd);
   project_qkv(stream, a);
   split_heads(stream, inputs, a);
   run(stream, Attention{.q = a.q,
@@ -59,7 +64,7 @@ void DecoderLayer::attention_forward(Stream& stream, const AttentionInputs& inpu
 }
 
 void DecoderLayer::mlp_forward(Stream& stream, const LayerActivations& a, const Tensor& out) const {
-  run(stream, MatMul{.a = a.mlp_in, .b = units_->weight(p_->gate, 2), .c = a.gate_up, .transpose_b = true});
+  project_gate_up(stream, a);
   run(stream, GeGlu{.gate_up = a.gate_up, .out = a.product});
   run(stream, MatMul{.a = a.product, .b = weight(p_->down), .c = a.mlp_out, .transpose_b = true});
   run(stream, ResidualNorm{.residual = a.middle,
@@ -182,16 +187,11 @@ void DecoderLayer::backward(Stream& stream, const AttentionInputs& inputs, const
     ArenaScope scope(arena);
     if (!a.mlp_in) {
       a.mlp_in = allocate_rows(arena, shape, shape.type, config_->width);
-      run(stream, RmsNorm{.x = a.middle,
-                          .weight = weight(p_->pre_mlp_norm),
-                          .y = a.mlp_in,
-                          .rstd = a.mlp_in_rstd,
-                          .eps = config_->rms_eps});
+      normalize(stream, a.middle, p_->pre_mlp_norm, a.mlp_in, a.mlp_in_rstd);
     }
     if (!a.gate_up) {
       a.gate_up = allocate_rows(arena, shape, shape.type, 2 * config_->mlp_width);
-      run(stream,
-          MatMul{.a = a.mlp_in, .b = units_->weight(p_->gate, 2), .c = a.gate_up, .transpose_b = true});
+      project_gate_up(stream, a);
     }
     mlp_backward(stream, shape, arena, a, static_cast<bool>(a.product), dx, d_mlp_in);
   }
@@ -209,11 +209,7 @@ void DecoderLayer::backward(Stream& stream, const AttentionInputs& inputs, const
                                    .d_next_weight = gradient(p_->pre_mlp_norm)});
   if (!a.normed) {
     a.normed = allocate_rows(arena, shape, shape.type, config_->width);
-    run(stream, RmsNorm{.x = a.x,
-                        .weight = weight(p_->input_norm),
-                        .y = a.normed,
-                        .rstd = a.normed_rstd,
-                        .eps = config_->rms_eps});
+    normalize(stream, a.x, p_->input_norm, a.normed, a.normed_rstd);
   }
   if (!a.q) {
     const auto heads = [&](std::int64_t count) {

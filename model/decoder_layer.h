@@ -38,7 +38,10 @@ class DecoderLayer {
  private:
   void attention_forward(Stream& stream, const AttentionInputs& inputs, const LayerActivations& a) const;
   void mlp_forward(Stream& stream, const LayerActivations& a, const Tensor& out) const;
+  /// y = rms(x) with the weight of parameter `norm`.
+  void normalize(Stream& stream, const Tensor& x, int norm, const Tensor& y, const Tensor& rstd) const;
   void project_qkv(Stream& stream, const LayerActivations& a) const;
+  void project_gate_up(Stream& stream, const LayerActivations& a) const;
   void split_heads(Stream& stream, const AttentionInputs& inputs, const LayerActivations& a) const;
   void mlp_backward(Stream& stream, const ActivationShape& shape, Arena& arena, const LayerActivations& a,
                     bool product_kept, const Tensor& dx, const Tensor& d_mlp_in) const;

@@ -147,22 +147,21 @@ Embedders::AudioPiece Embedders::embed_frames(Stream& stream, Arena& arena, cons
 }
 
 void Embedders::forward(Stream& stream, Arena& arena, const DeviceBatch& batch, const Tensor& x) const {
-  if (table_->vision) {
-    for_pieces(batch.patches.rows(), [&](std::int64_t begin, std::int64_t count) {
+  const auto place = [&](const Tensor& tokens, const auto& embed) {
+    for_pieces(tokens.rows(), [&](std::int64_t begin, std::int64_t count) {
       ArenaScope scope(arena);
-      const VisionPiece piece = embed_patches(stream, arena, batch, begin, count);
-      run(stream,
-          ScatterRows{
-              .rows = piece.soft, .index = batch.patch_token.row_range(begin, begin + count), .out = x});
+      const Tensor soft = embed(begin, count);
+      run(stream, ScatterRows{.rows = soft, .index = tokens.row_range(begin, begin + count), .out = x});
+    });
+  };
+  if (table_->vision) {
+    place(batch.patch_token, [&](std::int64_t begin, std::int64_t count) {
+      return embed_patches(stream, arena, batch, begin, count).soft;
     });
   }
   if (table_->audio_projection) {
-    for_pieces(batch.frames.rows(), [&](std::int64_t begin, std::int64_t count) {
-      ArenaScope scope(arena);
-      const AudioPiece piece = embed_frames(stream, arena, batch, begin, count);
-      run(stream,
-          ScatterRows{
-              .rows = piece.soft, .index = batch.frame_token.row_range(begin, begin + count), .out = x});
+    place(batch.frame_token, [&](std::int64_t begin, std::int64_t count) {
+      return embed_frames(stream, arena, batch, begin, count).soft;
     });
   }
 }

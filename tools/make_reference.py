@@ -8,7 +8,8 @@
 Each case is a folder:
   config.json, model.safetensors   the model as `save_pretrained` writes it (float32, tied lm_head left out)
   inputs.safetensors               input_ids, labels, position_ids, mm_token_type_ids, and where the case has them
-                                   pixel_values, image_position_ids, input_features, input_features_mask
+                                   pixel_values, image_position_ids, pixel_values_videos, video_position_ids,
+                                   input_features, input_features_mask
   outputs.safetensors              loss, logits, token_nll (-1 where ignored), inputs_embeds, hidden.N, grad.<parameter name>
   trajectory.json                  losses and gradient norms of AdamW steps on these inputs in float32, the losses in float64,
                                    their largest relative difference, and the hyper-parameters
@@ -24,15 +25,15 @@ import torch
 from safetensors.torch import save_file
 from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration
 
-IMAGE, AUDIO, TEXT = 1, 3, 0
+TEXT, IMAGE, VIDEO, AUDIO = 0, 1, 2, 3
 
 
-def base(vocab, hidden, layers, heads, kv, gkv, hd, ghd, inter, window, patch, pool, mm, pos, audio, softcap, layer_types=None):
+def base(vocab, hidden, layers, heads, kv, gkv, hd, ghd, inter, window, patch, pool, mm, pos, audio, softcap, layer_types=None, k_eq_v=True):
     return dict(
         text_config=dict(
             vocab_size=vocab, hidden_size=hidden, intermediate_size=inter, num_hidden_layers=layers,
             num_attention_heads=heads, num_key_value_heads=kv, head_dim=hd, global_head_dim=ghd,
-            num_global_key_value_heads=gkv, attention_k_eq_v=True, sliding_window=window,
+            num_global_key_value_heads=gkv, attention_k_eq_v=k_eq_v, sliding_window=window,
             final_logit_softcapping=softcap, max_position_embeddings=4096, rms_norm_eps=1e-6,
             use_bidirectional_attention="vision", layer_types=layer_types,
         ),
@@ -45,26 +46,44 @@ def base(vocab, hidden, layers, heads, kv, gkv, hd, ghd, inter, window, patch, p
 
 
 def row(vocab, segments, length, g):
-    """One sequence: segments are ('text', n), ('image', n) or ('audio', n); padded with text to `length`."""
-    ids, types = [2], [TEXT]
+    """One sequence: segments are ('text', n), ('image', n), ('video', n) (one frame), ('audio', n), ('bare', n) (an image
+    without the tokens around it) or ('pad', n); filled up with text to `length`. Begins with bos, but not before 'bare'."""
+    ids, types = ([], []) if segments[0][0] == "bare" else ([2], [TEXT])
     for kind, n in segments:
         if kind == "text":
             ids += torch.randint(4, vocab - 8, (n,), generator=g).tolist(); types += [TEXT] * n
         elif kind == "image":
             ids += [vocab - 6] + [vocab - 4] * n + [vocab - 5]; types += [TEXT] + [IMAGE] * n + [TEXT]
+        elif kind == "bare":
+            ids += [vocab - 4] * n; types += [IMAGE] * n
+        elif kind == "video":
+            ids += [vocab - 6] + [vocab - 7] * n + [vocab - 5]; types += [TEXT] + [VIDEO] * n + [TEXT]
         elif kind == "audio":
             ids += [vocab - 3] + [vocab - 1] * n + [vocab - 2]; types += [TEXT] + [AUDIO] * n + [TEXT]
+        elif kind == "pad":
+            ids += [0] * n; types += [TEXT] * n
     fill = length - len(ids)
     assert fill >= 0, (len(ids), length)
     ids += torch.randint(4, vocab - 8, (fill,), generator=g).tolist(); types += [TEXT] * fill
     return ids, types
 
 
+def patches(counts, dim, g):
+    """Pixels and places of one image (or frame) of each count, with some padding behind every one."""
+    longest = max(counts) + 3
+    pixels, places = torch.zeros(len(counts), longest, dim), torch.full((len(counts), longest, 2), -1)
+    for j, n in enumerate(counts):
+        w = max(d for d in range(1, int(n ** 0.5) + 1) if n % d == 0)
+        pixels[j, :n] = torch.rand(n, dim, generator=g)
+        places[j, :n] = torch.tensor([(k % w, k // w) for k in range(n)])
+    return pixels, places
+
+
 def masks_of_generate(types, window, dtype):
     """The masks that `generate()` prepares: full layers causal; sliding layers causal or same image, inside the window."""
     b, t = types.shape
     q, k = torch.arange(t)[:, None], torch.arange(t)[None]
-    vision = types == IMAGE
+    vision = (types == IMAGE) | (types == VIDEO)
     start = vision & ~torch.cat([torch.zeros(b, 1, dtype=torch.bool), vision[:, :-1]], 1)
     block = torch.where(vision, start.int().cumsum(1) - 1, -1)
     same = (block[:, :, None] == block[:, None]) & (block[:, :, None] >= 0)
@@ -95,14 +114,16 @@ def make(out, name, why, seed, config, rows, length, packed=None, prompt=0, step
                 b.copy_(0.6 + 0.8 * torch.rand(b.shape, generator=g))
     model.tie_weights()
 
-    ids, types, images, audios = [], [], [], []
+    ids, types, images, frames, audios = [], [], [], [], []
     for segs in rows:
         i, t = row(vocab, segs, length, g)
         ids.append(i); types.append(t)
-        images += [n for k, n in segs if k == "image"]; audios += [n for k, n in segs if k == "audio"]
+        images += [n for k, n in segs if k in ("image", "bare")]
+        frames += [n for k, n in segs if k == "video"]; audios += [n for k, n in segs if k == "audio"]
     ids, types = torch.tensor(ids), torch.tensor(types)
     labels = ids.clone()
     labels[types != TEXT] = -100
+    labels[ids == 0] = -100
     if prompt:
         labels[:, :prompt] = -100
     pos = torch.arange(length).repeat(len(rows), 1)
@@ -113,16 +134,15 @@ def make(out, name, why, seed, config, rows, length, packed=None, prompt=0, step
             labels[0, start] = -100               # no document predicts the next one's first token
             start += n
     inputs = dict(input_ids=ids, labels=labels, position_ids=pos, mm_token_type_ids=types)
-    v = config["vision_config"]
-    if images:
+    if images or frames:
+        v = config["vision_config"]
         dim = (v["patch_size"] * v["pooling_kernel_size"]) ** 2 * 3
-        longest = max(images) + 3                 # some padding patches in every image
-        px, ip = torch.zeros(len(images), longest, dim), torch.full((len(images), longest, 2), -1)
-        for j, n in enumerate(images):
-            w = max(d for d in range(1, int(n ** 0.5) + 1) if n % d == 0)
-            px[j, :n] = torch.rand(n, dim, generator=g)
-            ip[j, :n] = torch.tensor([(k % w, k // w) for k in range(n)])
-        inputs |= dict(pixel_values=px, image_position_ids=ip)
+    if images:
+        pixels, places = patches(images, dim, g)
+        inputs |= dict(pixel_values=pixels, image_position_ids=places)
+    if frames:
+        pixels, places = patches(frames, dim, g)
+        inputs |= dict(pixel_values_videos=pixels[None], video_position_ids=places[None])
     if audios:
         a = config["audio_config"]["audio_embed_dim"]
         longest = max(audios) + 2
@@ -215,6 +235,8 @@ def tiny(out):
     """Small enough to ship: the cases that the tests run."""
     small = base(160, 32, 7, 4, 2, 1, 8, 16, 48, 8, 2, 3, 24, 16, 20, 30.0)
     odd = base(203, 36, 6, 3, 3, 1, 12, 24, 40, 5, 2, 2, 20, 24, 33, 30.0)
+    values = base(131, 24, 5, 6, 2, 1, 8, 12, 40, 4, 2, 2, 20, 24, 16, 5.0, k_eq_v=False,
+                  layer_types=[k + "_attention" for k in ("full", "sliding", "full", "sliding", "full")])
     nocap = base(128, 40, 6, 4, 4, 2, 10, 20, 56, 5, 2, 3, 24, 24, 17, None)
     images = [[("text", 5), ("image", 12), ("text", 3), ("image", 6)], [("image", 15), ("text", 4)]]
     make(out, "text", "plain text, window shorter than the sequence", 11, small, [[("text", 20)], [("text", 9)]], 32)
@@ -226,6 +248,9 @@ def tiny(out):
     make(out, "packed", "four documents packed into one row", 15, small, [[("text", 44)]], 45, packed=[1, 20, 17, 7])
     make(out, "prompt", "loss on the answer only", 16, small, [[("text", 30)], [("text", 20)]], 36, prompt=17)
     make(out, "no-cap", "no soft cap, two key heads in full layers", 17, nocap, [[("text", 3), ("image", 10), ("text", 9)], [("audio", 12)]], 33, lr=2e-5)
+    make(out, "edges", "rows that begin with an image, images side by side, video frames, padding; v_proj in full layers", 18, values,
+         [[("bare", 6), ("bare", 4), ("text", 7), ("pad", 8)], [("text", 2), ("video", 6), ("video", 6), ("audio", 3), ("pad", 1)],
+          [("bare", 4), ("text", 3), ("pad", 5), ("image", 6)]], 29, lr=2e-5)
 
 
 def other(out, name, seed):

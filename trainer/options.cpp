@@ -151,7 +151,7 @@ void add_optimizer(std::vector<Option>& table) {
             .range = {0, 1, true},
             .others = {"eps", "adam_eps"}})
       .row("weight_decay", real, &C::Optimizer::weight_decay,
-           {.help = "decoupled decay of the matrices; norms, biases and position tables have none",
+           {.help = "decoupled decay of parameters of two or more dimensions; norms and biases have none",
             .range = {0, 10},
             .others = {"decay"}})
       .row("clip_norm", real, &C::Optimizer::clip_norm,

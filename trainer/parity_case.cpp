@@ -21,6 +21,20 @@ std::vector<std::int64_t> read_rows(const Safetensors& inputs, const char* name,
   return inputs.read_all<std::int64_t>(name);
 }
 
+/// What is not understood would be left out silently: an attention mask, for example.
+void check_names(const Safetensors& inputs) {
+  constexpr std::array<const char*, 10> kKnown = {"input_ids",           "labels",
+                                                  "position_ids",        "mm_token_type_ids",
+                                                  "pixel_values",        "image_position_ids",
+                                                  "pixel_values_videos", "video_position_ids",
+                                                  "input_features",      "input_features_mask"};
+  for (const StoredTensor& tensor : inputs.tensors()) {
+    require(std::find(kKnown.begin(), kKnown.end(), tensor.name) != kKnown.end(),
+            "{}: {} is not an input that this comparison knows; known are {}", inputs.path(), tensor.name,
+            fmt::join(kKnown, ", "));
+  }
+}
+
 ImageAttention read_rule(const std::string& path) {
   const Json json = read_json_file(path, kJsonLimit);
   const std::string rule = json_string(json, "image_attention", path);
@@ -37,6 +51,7 @@ ParityCase::ParityCase(const std::string& folder)
       inputs_(folder + "/inputs.safetensors"),
       outputs_(folder + "/outputs.safetensors"),
       rule_(read_rule(folder + "/case.json")) {
+  check_names(inputs_);
   const StoredTensor& ids = inputs_.at("input_ids");
   require(ids.shape.size() == 2, "{}: input_ids has {} dimensions, expected 2", inputs_.path(),
           ids.shape.size());
@@ -46,69 +61,82 @@ ParityCase::ParityCase(const std::string& folder)
   labels_ = read_rows(inputs_, "labels", rows_, row_tokens_);
   positions_ = read_rows(inputs_, "position_ids", rows_, row_tokens_);
   types_ = read_rows(inputs_, "mm_token_type_ids", rows_, row_tokens_);
-  if (const StoredTensor* t = inputs_.find("pixel_values")) {
-    require(t->shape.size() == 3 && t->shape[2] == config_.vision.patch_width(),
-            "{}: pixel_values has shape [{}], expected [images, patches, {}]", inputs_.path(),
-            fmt::join(t->shape, ", "), config_.vision.patch_width());
-    image_slots_ = t->shape[1];
-    pixels_ = inputs_.read_all<float>("pixel_values");
-    pixel_xy_ = inputs_.read_all<std::int64_t>("image_position_ids");
-    require(static_cast<std::int64_t>(pixel_xy_.size()) == t->shape[0] * image_slots_ * 2,
-            "{}: image_position_ids does not fit pixel_values", inputs_.path());
+  const ModelConfig& c = config_;
+  soft_ = {read_patches("pixel_values", "image_position_ids", 3, c.image_id),
+           read_patches("pixel_values_videos", "video_position_ids", 4, c.video_id), read_frames()};
+  check_placeholders(soft_[kImage], "image patches");
+  check_placeholders(soft_[kVideo], "video patches");
+  check_placeholders(soft_[kSound], "audio frames");
+}
+
+/// nullptr: the case has none.
+const StoredTensor* ParityCase::find_features(const char* name, std::size_t dimensions,
+                                              std::int64_t width) const {
+  const StoredTensor* t = inputs_.find(name);
+  require(!t || (t->shape.size() == dimensions && t->shape.back() == width),
+          "{}: {} has shape [{}], expected {} dimensions, the last of {}", inputs_.path(), name,
+          fmt::join(t ? t->shape : std::vector<std::int64_t>(), ", "), dimensions, width);
+  return t;
+}
+
+ParityCase::SoftTokens ParityCase::read_patches(const char* pixels, const char* positions,
+                                                std::size_t dimensions, std::int32_t id) const {
+  SoftTokens out{id, 0, config_.vision.patch_width(), {}, {}};
+  const StoredTensor* stored = find_features(pixels, dimensions, out.width);
+  if (!stored) return out;
+  const std::vector<float> values = inputs_.read_all<float>(pixels);
+  const std::vector<std::int64_t> xy = inputs_.read_all<std::int64_t>(positions);
+  const std::int64_t slots = stored->elements / out.width;
+  require(static_cast<std::int64_t>(xy.size()) == 2 * slots, "{}: {} has {} elements for {} patches of {}",
+          inputs_.path(), positions, xy.size(), slots, pixels);
+  for (std::int64_t slot = 0; slot < slots; ++slot) {
+    const std::int64_t x = xy[static_cast<std::size_t>(2 * slot)],
+                       y = xy[static_cast<std::size_t>(2 * slot + 1)];
+    if (x < 0 || y < 0) continue;  // padding
+    const auto first = values.begin() + slot * out.width;
+    out.values.insert(out.values.end(), first, first + out.width);
+    out.xy.insert(out.xy.end(), {static_cast<std::int32_t>(x), static_cast<std::int32_t>(y)});
+    ++out.count;
   }
-  if (const StoredTensor* t = inputs_.find("input_features")) {
-    require(t->shape.size() == 3 && t->shape[2] == config_.audio.frame_width,
-            "{}: input_features has shape [{}], expected [clips, frames, {}]", inputs_.path(),
-            fmt::join(t->shape, ", "), config_.audio.frame_width);
-    clip_slots_ = t->shape[1];
-    features_ = inputs_.read_all<float>("input_features");
-    feature_mask_ = inputs_.read_all<std::int64_t>("input_features_mask");
-    require(static_cast<std::int64_t>(feature_mask_.size()) == t->shape[0] * clip_slots_,
-            "{}: input_features_mask does not fit input_features", inputs_.path());
+  return out;
+}
+
+ParityCase::SoftTokens ParityCase::read_frames() const {
+  SoftTokens out{config_.audio_id, 0, config_.audio.frame_width, {}, {}};
+  const StoredTensor* stored = find_features("input_features", 3, out.width);
+  if (!stored) return out;
+  const std::vector<float> values = inputs_.read_all<float>("input_features");
+  const std::vector<std::int64_t> mask = inputs_.read_all<std::int64_t>("input_features_mask");
+  const std::int64_t slots = stored->elements / out.width;
+  require(static_cast<std::int64_t>(mask.size()) == slots,
+          "{}: input_features_mask has {} elements for {} frames", inputs_.path(), mask.size(), slots);
+  for (std::int64_t slot = 0; slot < slots; ++slot) {
+    if (!mask[static_cast<std::size_t>(slot)]) continue;
+    const auto first = values.begin() + slot * out.width;
+    out.values.insert(out.values.end(), first, first + out.width);
+    ++out.count;
   }
+  return out;
+}
+
+void ParityCase::check_placeholders(const SoftTokens& soft, const char* kind) const {
+  const std::int64_t places = soft.id < 0 ? 0 : std::count(ids_.begin(), ids_.end(), soft.id);
+  require(places == soft.count, "{}: {} {} for {} placeholders (id {})", inputs_.path(), soft.count, kind,
+          places, soft.id);
 }
 
 namespace {
 
-/// Appends row `row` of `values` [.., width] to the features.
-void append_feature(Features& features, const std::vector<float>& values, std::int64_t row,
-                    std::int64_t width, std::int32_t token) {
-  const auto* begin = reinterpret_cast<const std::byte*>(values.data() + row * width);
-  features.values.insert(features.values.end(), begin,
-                         begin + static_cast<std::size_t>(width) * sizeof(float));
-  features.token.push_back(token);
-  ++features.count;
+/// Number `from` of `values` [.., width] becomes the feature of `token`.
+void append_feature(const std::vector<float>& values, std::int64_t from, std::int64_t width,
+                    std::int64_t token, Features& to) {
+  const auto* first = reinterpret_cast<const std::byte*>(values.data() + from * width);
+  to.values.insert(to.values.end(), first, first + static_cast<std::size_t>(width) * sizeof(float));
+  to.token.push_back(static_cast<std::int32_t>(token));
+  ++to.count;
 }
 
 }  // namespace
-
-void ParityCase::add_patches(std::int64_t image, std::vector<std::int32_t> tokens, Batch& batch) const {
-  std::size_t used = 0;
-  for (std::int64_t slot = image * image_slots_; slot < (image + 1) * image_slots_; ++slot) {
-    const std::int64_t x = pixel_xy_[static_cast<std::size_t>(2 * slot)],
-                       y = pixel_xy_[static_cast<std::size_t>(2 * slot + 1)];
-    if (x < 0 || y < 0) continue;  // padding
-    require(used < tokens.size(), "{}: image {} has more patches than its {} placeholders", inputs_.path(),
-            image, tokens.size());
-    append_feature(batch.patches, pixels_, slot, config_.vision.patch_width(), tokens[used++]);
-    batch.patch_xy.push_back(static_cast<std::int32_t>(x));
-    batch.patch_xy.push_back(static_cast<std::int32_t>(y));
-  }
-  require(used == tokens.size(), "{}: image {} has {} patches for {} placeholders", inputs_.path(), image,
-          used, tokens.size());
-}
-
-void ParityCase::add_frames(std::int64_t clip, std::vector<std::int32_t> tokens, Batch& batch) const {
-  std::size_t used = 0;
-  for (std::int64_t slot = clip * clip_slots_; slot < (clip + 1) * clip_slots_; ++slot) {
-    if (!feature_mask_[static_cast<std::size_t>(slot)]) continue;
-    require(used < tokens.size(), "{}: clip {} has more frames than its {} placeholders", inputs_.path(),
-            clip, tokens.size());
-    append_feature(batch.frames, features_, slot, config_.audio.frame_width, tokens[used++]);
-  }
-  require(used == tokens.size(), "{}: clip {} has {} frames for {} placeholders", inputs_.path(), clip, used,
-          tokens.size());
-}
 
 void ParityCase::add_row(std::int64_t row, Batch& batch, std::vector<std::int32_t>& document,
                          std::vector<std::uint8_t>& vision) const {
@@ -133,22 +161,22 @@ Batch ParityCase::batch(const std::vector<std::int64_t>& rows) const {
   out.frames.width = config_.audio.frame_width;
   std::vector<std::int32_t> document;
   std::vector<std::uint8_t> vision;
-  std::int64_t image = 0, clip = 0;  // images and clips are in order of the case's rows, wanted or not
+  std::array<std::int64_t, kKinds> taken{};  // soft tokens are in the order of the case's rows, wanted or not
   for (std::int64_t row = 0; row < rows_; ++row) {
     const bool wanted = std::find(rows.begin(), rows.end(), row) != rows.end();
-    const auto first = static_cast<std::int32_t>(out.tokens());
+    const std::int64_t first = out.tokens();
     if (wanted) add_row(row, out, document, vision);
-    for (std::int64_t t = 0; t < row_tokens_;) {  // each run of one soft type is one image or clip
-      const std::int64_t type = types_[static_cast<std::size_t>(row * row_tokens_ + t)];
-      std::int64_t end = t + 1;
-      while (end < row_tokens_ && types_[static_cast<std::size_t>(row * row_tokens_ + end)] == type) ++end;
-      std::vector<std::int32_t> tokens;
-      for (std::int64_t i = t; i < end; ++i) tokens.push_back(first + static_cast<std::int32_t>(i));
-      if (wanted && type == 1) add_patches(image, tokens, out);
-      if (wanted && type == 3) add_frames(clip, tokens, out);
-      image += type == 1;
-      clip += type == 3;
-      t = end;
+    for (std::int64_t t = 0; t < row_tokens_; ++t) {
+      for (std::size_t kind = 0; kind < kKinds; ++kind) {
+        const SoftTokens& soft = soft_[kind];
+        if (soft.count == 0 || ids_[static_cast<std::size_t>(row * row_tokens_ + t)] != soft.id) continue;
+        const std::int64_t from = taken[kind]++;
+        if (!wanted) continue;
+        append_feature(soft.values, from, soft.width, first + t, kind == kSound ? out.frames : out.patches);
+        if (kind == kSound) continue;
+        const auto xy = soft.xy.begin() + 2 * from;
+        out.patch_xy.insert(out.patch_xy.end(), xy, xy + 2);
+      }
     }
   }
   attention_intervals(document, vision, static_cast<std::int32_t>(config_.window), rule_, out.full,

@@ -1,5 +1,6 @@
 // The files of a reference case, read and turned into batches.
 #pragma once
+#include <array>
 #include <string>
 #include <vector>
 
@@ -33,10 +34,21 @@ class ParityCase {
   ReferenceTrajectory trajectory() const;
 
  private:
+  /// The features of one kind without their padding. The n-th goes to the n-th placeholder of the case, rows
+  /// in order, whatever image or clip either belongs to: what transformers' forward does.
+  struct SoftTokens {
+    std::int32_t id = -1;  ///< of the placeholder
+    std::int64_t count = 0, width = 0;
+    std::vector<float> values;     ///< [count, width]
+    std::vector<std::int32_t> xy;  ///< [count, 2] column and row; none of sounds
+  };
+  const StoredTensor* find_features(const char* name, std::size_t dimensions, std::int64_t width) const;
+  SoftTokens read_patches(const char* pixels, const char* positions, std::size_t dimensions,
+                          std::int32_t id) const;
+  SoftTokens read_frames() const;
+  void check_placeholders(const SoftTokens& soft, const char* kind) const;
   void add_row(std::int64_t row, Batch& batch, std::vector<std::int32_t>& document,
                std::vector<std::uint8_t>& vision) const;
-  void add_patches(std::int64_t image, std::vector<std::int32_t> tokens, Batch& batch) const;
-  void add_frames(std::int64_t clip, std::vector<std::int32_t> tokens, Batch& batch) const;
 
   std::string folder_;
   ModelConfig config_;
@@ -44,9 +56,8 @@ class ParityCase {
   ImageAttention rule_ = ImageAttention::all;
   std::int64_t rows_ = 0, row_tokens_ = 0;
   std::vector<std::int64_t> ids_, labels_, positions_, types_;  ///< [rows, row_tokens]
-  std::vector<float> pixels_, features_;               ///< [images, slots, width], [clips, slots, width]
-  std::vector<std::int64_t> pixel_xy_, feature_mask_;  ///< [images, slots, 2], [clips, slots]
-  std::int64_t image_slots_ = 0, clip_slots_ = 0;
+  enum Kind : std::uint8_t { kImage, kVideo, kSound, kKinds };
+  std::array<SoftTokens, kKinds> soft_;
 };
 
 }  // namespace lapidary

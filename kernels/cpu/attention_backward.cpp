@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "kernels/cpu/attention_tiles.h"
-#include "kernels/cpu/gemm.h"
 #include "kernels/shapes.h"
 
 namespace lapidary {
@@ -18,10 +17,12 @@ std::int64_t teams_of(const AttentionBackward& op) {
   return op.k.size(1) > 0 ? std::min<std::int64_t>(4, op.q.size(1) / op.k.size(1)) : 0;
 }
 
-template <class F>
+template <class T>
 struct BackwardTile {
+  using F = AttentionCompute<T>;
   std::vector<F> p, ds, d_q, delta;
   std::vector<F> q_buffer, k_buffer, v_buffer, d_out_buffer;
+  std::vector<Compute<T>> score_q_buffer, score_k_buffer, score_buffer;
 
   void reset(std::int64_t queries, std::int64_t dim) {
     p.resize(static_cast<std::size_t>(kQueryTile * kKeyBlock));
@@ -48,15 +49,16 @@ void softmax_row_backward(F* p, F* ds, std::int64_t a, std::int64_t b, std::int6
 /// One query head against one tile of queries: d_q of the tile; adds to the head's dk, dv [N, dim].
 template <class T>
 void backward_tile(const AttentionBackward& op, std::int64_t h, std::int64_t q0, std::int64_t q1,
-                   BackwardTile<AttentionCompute<T>>& tile, AttentionCompute<T>* dk,
-                   AttentionCompute<T>* dv) {
+                   BackwardTile<T>& tile, AttentionCompute<T>* dk, AttentionCompute<T>* dv) {
   using F = AttentionCompute<T>;
+  using S = Compute<T>;
   const std::int64_t tokens = op.q.size(0), dim = op.q.size(2);
   const std::int64_t kv = h / (op.q.size(1) / op.k.size(1));
   const KeyIntervals keys{op.lo.as<std::int32_t>(), op.hi.as<std::int32_t>()};
   const Compute<T>* lse = op.lse.as<Compute<T>>() + h * tokens;
   tile.reset(q1 - q0, dim);
   const HeadRows<F> q = head_rows<T>(op.q, h, q0, q1, tile.q_buffer);
+  const HeadRows<S> score_q = head_rows<T>(op.q, h, q0, q1, tile.score_q_buffer);
   const HeadRows<F> d_out = head_rows<T>(op.d_out, h, q0, q1, tile.d_out_buffer);
   for (std::int64_t i = q0; i < q1; ++i) {
     const T* out = row<T>(op.out, i) + h * dim;
@@ -75,7 +77,8 @@ void backward_tile(const AttentionBackward& op, std::int64_t h, std::int64_t q0,
     F* ds = tile.ds.data();
     const F* qa = q.at(a - q0);
     const F* da = d_out.at(a - q0);
-    blas_gemm(false, true, b - a, block, dim, 1.0, qa, q.ld, k.data, k.ld, 0.0, p, block);
+    const HeadRows<S> score_k = head_rows<T>(op.k, kv, k0, k1, tile.score_k_buffer);
+    multiply_scores<T>(score_q.from(a - q0), score_k, b - a, block, dim, tile.score_buffer, p);
     blas_gemm(false, true, b - a, block, dim, 1.0, da, d_out.ld, v.data, v.ld, 0.0, ds, block);
     for (std::int64_t i = a; i < b; ++i)
       softmax_row_backward(p + (i - a) * block, ds + (i - a) * block, keys.first(i, k0), keys.last(i, k0, k1),
@@ -119,7 +122,7 @@ void backward(const AttentionBackward& op) {
   F* sums = scratch_for<F>(op.scratch, 2 * kv_heads * teams * one, "AttentionBackward");
 #pragma omp parallel if (kv_heads * teams > 1)
   {
-    BackwardTile<F> tile;
+    BackwardTile<T> tile;
 #pragma omp for schedule(dynamic)
     for (std::int64_t team = 0; team < kv_heads * teams; ++team) {
       F* dk = sums + 2 * team * one;

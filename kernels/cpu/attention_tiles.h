@@ -5,14 +5,14 @@
 #include <vector>
 
 #include "kernels/cpu/element.h"
+#include "kernels/cpu/gemm.h"
 #include "kernels/ops.h"
 
 namespace lapidary {
 
-inline constexpr std::int64_t kQueryTile = 64, kKeyBlock = 128;
+inline constexpr std::int64_t kQueryTile = 64, kKeyBlock = 384;
 
-/// What attention computes in. Scores are not scaled: they reach hundreds, where one float32 step is 1e-5 of
-/// every probability, so float32 results that are to be good to 1e-6 need double inside.
+/// What the backward computes in.
 template <class T>
 using AttentionCompute = std::conditional_t<std::is_same_v<T, float>, double, Compute<T>>;
 
@@ -42,6 +42,7 @@ struct HeadRows {
   const F* data;
   std::int64_t ld;
   const F* at(std::int64_t i) const { return data + i * ld; }
+  HeadRows from(std::int64_t i) const { return {at(i), ld}; }
 };
 
 /// Rows [begin, end) of head h: in place where T is F, else converted into buffer ((end - begin) * dim).
@@ -58,6 +59,25 @@ HeadRows<F> head_rows(const Tensor& t, std::int64_t h, std::int64_t begin, std::
       for (std::int64_t j = 0; j < dim; ++j)
         buffer[static_cast<std::size_t>(i * dim + j)] = static_cast<F>(load(from[i * ld + j]));
     return {buffer.data(), dim};
+  }
+}
+
+/// scores [queries, keys] = q k^T, rounded to Compute<T>. They are not scaled and reach hundreds, where one
+/// float32 step is 1e-5 of every probability: the reference rounds them so, and a comparison in float32 has
+/// to.
+template <class T>
+void multiply_scores(const HeadRows<Compute<T>>& q, const HeadRows<Compute<T>>& k, std::int64_t queries,
+                     std::int64_t keys, std::int64_t dim, std::vector<Compute<T>>& buffer,
+                     AttentionCompute<T>* scores) {
+  const auto multiply = [&](Compute<T>* to) {
+    blas_gemm(false, true, queries, keys, dim, 1.0, q.data, q.ld, k.data, k.ld, 0.0, to, keys);
+  };
+  if constexpr (std::is_same_v<Compute<T>, AttentionCompute<T>>) {
+    multiply(scores);
+  } else {
+    buffer.resize(static_cast<std::size_t>(queries * keys));
+    multiply(buffer.data());
+    std::copy_n(buffer.begin(), queries * keys, scores);
   }
 }
 

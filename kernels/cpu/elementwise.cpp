@@ -53,6 +53,22 @@ void copy_bytes(const Tensor& in, const Tensor& out) {
              });
 }
 
+/// out = result(out, in), rounded to out's type.
+template <class Result>
+void combine(const Tensor& in, const Tensor& out, Result result) {
+  with_float_type(in.dtype(), [&]<class S>() {
+    with_float_type(out.dtype(), [&]<class T>() {
+      for_pieces(in.rows(), in.cols(), in.contiguous() && out.contiguous(),
+                 [&](std::int64_t i, std::int64_t j, std::int64_t n) {
+                   const S* from = row<S>(in, i) + j;
+                   T* to = row<T>(out, i) + j;
+                   for (std::int64_t k = 0; k < n; ++k)
+                     to[k] = round_to<T>(result(load(to[k]), load(from[k])));
+                 });
+    });
+  });
+}
+
 }  // namespace
 
 void Fill::cpu(Stream&) const {
@@ -73,30 +89,12 @@ void Fill::cpu(Stream&) const {
 void Copy::cpu(Stream&) const {
   check(*this);
   if (in.dtype() == out.dtype()) return copy_bytes(in, out);
-  with_float_type(in.dtype(), [&]<class S>() {
-    with_float_type(out.dtype(), [&]<class T>() {
-      for_pieces(in.rows(), in.cols(), in.contiguous() && out.contiguous(),
-                 [&](std::int64_t i, std::int64_t j, std::int64_t n) {
-                   const S* from = row<S>(in, i) + j;
-                   T* to = row<T>(out, i) + j;
-                   for (std::int64_t k = 0; k < n; ++k) to[k] = round_to<T>(load(from[k]));
-                 });
-    });
-  });
+  combine(in, out, [](auto, auto from) { return from; });
 }
 
 void Add::cpu(Stream&) const {
   check(*this);
-  with_float_type(in.dtype(), [&]<class S>() {
-    with_float_type(out.dtype(), [&]<class T>() {
-      for_pieces(in.rows(), in.cols(), in.contiguous() && out.contiguous(),
-                 [&](std::int64_t i, std::int64_t j, std::int64_t n) {
-                   const S* from = row<S>(in, i) + j;
-                   T* to = row<T>(out, i) + j;
-                   for (std::int64_t k = 0; k < n; ++k) to[k] = round_to<T>(load(to[k]) + load(from[k]));
-                 });
-    });
-  });
+  combine(in, out, [](auto to, auto from) { return to + from; });
 }
 
 }  // namespace lapidary

@@ -8,7 +8,8 @@
 namespace lapidary {
 
 /// c [m, n] = alpha op(a) op(b) + beta c, row-major; ld*: elements from row to row. With beta 0, c is not
-/// read. Uses all threads, or only the caller's inside a parallel region.
+/// read. Uses all threads, or only the caller's inside a parallel region. Small float products are summed in
+/// a fixed order (chain_gemm.h).
 void blas_gemm(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
                double alpha, const float* a, std::int64_t lda, const float* b, std::int64_t ldb, double beta,
                float* c, std::int64_t ldc);

@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/cpu/chain_gemm.h"
 #include "kernels/cpu/check_blas.h"
 #include "kernels/cpu/element.h"
 #include "kernels/cpu/gemm.h"
@@ -109,13 +110,6 @@ void typed_gemm(const Tensor& a, bool ta, const Tensor& b, bool tb, const Tensor
   }
 }
 
-/// Small float32 products are summed in double: their time does not show, and a small random model multiplies
-/// the rounding of its products a thousandfold on the way to its gradients.
-bool worth_double(const Tensor& a, const Tensor& c, std::int64_t k) {
-  constexpr double kSmall = 1 << 22;  // multiply-adds
-  return a.dtype() == DType::f32 && static_cast<double>(c.numel()) * static_cast<double>(k) <= kSmall;
-}
-
 void clear(const Tensor& c) {
   with_float_type(c.dtype(), [&]<class T>() {
     for (std::int64_t i = 0; i < c.size(0); ++i) std::fill_n(row<T>(c, i), c.size(1), T{});
@@ -127,6 +121,9 @@ void clear(const Tensor& c) {
 void blas_gemm(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
                double alpha, const float* a, std::int64_t lda, const float* b, std::int64_t ldb, double beta,
                float* c, std::int64_t ldc) {
+  if (static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) < kChainLimit)
+    return chain_gemm(transpose_a, transpose_b, m, n, k, static_cast<float>(alpha), a, lda, b, ldb,
+                      static_cast<float>(beta), c, ldc);
   cblas_sgemm(CblasRowMajor, blas_op(transpose_a), blas_op(transpose_b), blas_int(m), blas_int(n),
               blas_int(k), static_cast<float>(alpha), a, blas_int(lda), b, blas_int(ldb),
               static_cast<float>(beta), c, blas_int(ldc));
@@ -145,7 +142,7 @@ void gemm(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, 
   const std::int64_t k = a.size(transpose_a ? 0 : 1);
   if (k == 0) {
     if (!accumulate) clear(c);
-  } else if (a.dtype() == DType::f64 || b.dtype() == DType::f64 || worth_double(a, c, k)) {
+  } else if (a.dtype() == DType::f64 || b.dtype() == DType::f64) {
     typed_gemm<double>(a, transpose_a, b, transpose_b, c, accumulate, alpha, k);
   } else {
     typed_gemm<float>(a, transpose_a, b, transpose_b, c, accumulate, alpha, k);
@@ -164,7 +161,8 @@ void check_blas() {
     a[i] = static_cast<float>(static_cast<int>(i * 37 % 101) - 50);
     b[i] = static_cast<float>(static_cast<int>(i * 53 % 89) - 44);
   }
-  blas_gemm(false, true, kSize, kSize, kSize, 1.0, a.data(), kSize, b.data(), kSize, 0.0, c.data(), kSize);
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, kSize, kSize, kSize, 1.0f, a.data(), kSize, b.data(),
+              kSize, 0.0f, c.data(), kSize);
   for (std::size_t i = 0; i < kSize; ++i) {
     for (std::size_t j = 0; j < kSize; ++j) {
       float expected = 0;  // integers below 2^24: exact in any order

@@ -3,6 +3,7 @@
 #include "data/conversation.h"
 
 #include <gtest/gtest.h>
+#include <algorithm>
 
 #include "data/byte_tokenizer.h"
 #include "kernels/check.h"

@@ -1,5 +1,7 @@
 // Any bytes as a line of JSONL, in both forms of input: an Error, or a sample that renders or is refused.
 #include "data/byte_tokenizer.h"
+
+#include <cstdlib>
 #include "data/conversation.h"
 #include "data/gsm8k.h"
 #include "kernels/check.h"

@@ -1,6 +1,8 @@
 // Any bytes as a tokenizer.json (an Error, or a tokenizer whose ids lie in its vocabulary), and as a text for
 // the small tokenizer of the tests.
 #include "data/bpe_tokenizer.h"
+
+#include <cstdlib>
 #include "kernels/check.h"
 #include "kernels/file.h"
 

@@ -1,5 +1,6 @@
 // The optimizer step, the gradient norm, and the elementwise operations.
 #include <cmath>
+#include <limits>
 #include <numbers>
 
 #include "tests/kernels/op_cases.h"

@@ -88,6 +88,20 @@ TEST(ModelConfig, RotaryFrequenciesAreTheSpecifications) {
   EXPECT_FLOAT_EQ(full[63], 0.03337625f);
 }
 
+// What transformers takes where a file leaves something out or gives it in another form.
+TEST(ModelConfig, ReadsOptionalKeysAsTransformersDoes) {
+  Json json = load_12b();
+  Json& text = json["text_config"];
+  text["eos_token_id"] = {106, 1};
+  text["rope_parameters"]["full_attention"] = {{"rope_type", "proportional"}, {"rope_theta", 1000.0}};
+  const ModelConfig c = read(json);
+  EXPECT_EQ(c.eos_id, 106);
+  EXPECT_EQ(c.rope_frequencies(true).size(), 256u);  // without partial_rotary_factor every pair turns
+  text.erase("rope_parameters");
+  text.erase("use_bidirectional_attention");
+  EXPECT_EQ(read(json).rope_frequencies(true).size(), 64u);
+}
+
 TEST(ModelConfig, EmbeddingScaleFollowsTheWeightsType) {
   const ModelConfig c = read_model_config(k12b);
   EXPECT_EQ(c.embedding_scale(true), 62.0);
@@ -110,6 +124,9 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
   EXPECT_NE(with("text_config", "hidden_size", -3).find("hidden_size is -3"), std::string::npos);
   EXPECT_NE(with("text_config", "hidden_activation", "silu").find("silu, expected gelu_pytorch_tanh"),
             std::string::npos);
+  EXPECT_NE(with("text_config", "use_bidirectional_attention", nullptr).find("not \"vision\""),
+            std::string::npos);
+  EXPECT_NE(with("text_config", "eos_token_id", Json::array()).find("eos_token_id is []"), std::string::npos);
   EXPECT_NE(with("text_config", "num_key_value_heads", 7).find("16 query heads on 7 key heads"),
             std::string::npos);
   EXPECT_NE(with("text_config", "layer_types", Json::array({"full_attention"})).find("has 1 entries"),

@@ -1,9 +1,11 @@
 // A rank of a job that fails in a given way: what failures_test.sh starts under mpirun.
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "kernels/check.h"
 #include "parallel/mesh.h"

@@ -1,6 +1,7 @@
 // The manifest comes back as it was, and anything else is refused; ranges of arrays become blocks.
 #include "trainer/checkpoint_manifest.h"
 
+#include <array>
 #include <functional>
 #include <numeric>
 

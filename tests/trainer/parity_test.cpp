@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <mpi.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "kernels/error.h"
@@ -47,7 +48,7 @@ TEST_P(ParityCases, EqualsTransformersInFloat64) {
 
 INSTANTIATE_TEST_SUITE_P(Reference, ParityCases,
                          testing::Values("text", "image", "image-sliding", "audio", "mixed", "packed",
-                                         "prompt", "no-cap"),
+                                         "edges", "prompt", "no-cap"),
                          [](const auto& test) {
                            std::string name = test.param;
                            std::replace(name.begin(), name.end(), '-', '_');
