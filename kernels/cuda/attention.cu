@@ -353,6 +353,8 @@ void run_attention256(Stream& stream, const AttentionBackward& op) {
                          .lo = ptr<std::int32_t>(op.lo),
                          .hi = ptr<std::int32_t>(op.hi),
                          .lse = ptr<float>(op.lse),
+                         .host_lo = op.host_lo,
+                         .host_hi = op.host_hi,
                          .d_q = op.d_q.data(),
                          .d_k = op.d_k.data(),
                          .d_v = op.d_v.data(),

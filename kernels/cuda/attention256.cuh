@@ -61,10 +61,15 @@ struct Ring {
   }
 };
 
-/// Hands item numbers from the producer to the consumers, one ahead.
+/// An item of work: its number, and where what it walks begins and ends.
+struct Work {
+  int number, begin, end;
+};
+
+/// Hands work from the producer to the consumers, one ahead.
 struct Queue {
   Barrier full[2], empty[2];
-  int item[2];
+  Work work[2];
 
   __device__ void init() {
     for (int i = 0; i < 2; ++i) {
@@ -72,19 +77,45 @@ struct Queue {
       hopper::barrier_init(at(&empty[i]), kConsumers / 32);
     }
   }
-  __device__ void push(Ring<2>& ring, int value) {
+  __device__ void push(Ring<2>& ring, const Work& value) {
     hopper::wait(at(&empty[ring.stage]), ring.parity ^ 1);
-    *const_cast<volatile int*>(&item[ring.stage]) = value;
+    work[ring.stage] = value;
     hopper::arrive(at(&full[ring.stage]));
     ring.next();
   }
-  __device__ int pop(Ring<2>& ring) {
+  __device__ Work pop(Ring<2>& ring) {
     hopper::wait(at(&full[ring.stage]), ring.parity);
-    const int value = *const_cast<volatile int*>(&item[ring.stage]);
+    const Work value = work[ring.stage];
     arrive_warp(empty[ring.stage]);
     ring.next();
     return value;
   }
+};
+
+/// What a producer takes from the counter of items, two ahead of what it loads: the number and then the
+/// bounds of an item are on their way while the tiles of those before are.
+template <class Arguments, class Bounds>
+class Feed {
+ public:
+  __device__ Feed(const Arguments& a, Queue& queue) : a_(a), queue_(queue) {
+    next_ = Bounds::of(a_, atomicAdd(a_.counter, 1));
+    following_ = atomicAdd(a_.counter, 1);
+  }
+  /// The next item, also handed to the consumers; a number past the last ends both.
+  __device__ Work take() {
+    const Work work = next_;
+    queue_.push(ring_, work);
+    next_ = Bounds::of(a_, following_);
+    following_ = atomicAdd(a_.counter, 1);
+    return work;
+  }
+
+ private:
+  const Arguments& a_;
+  Queue& queue_;
+  Ring<2> ring_;
+  Work next_;
+  int following_;
 };
 
 /// Descriptor of a tile whose rows are m (n) of a product: columns are k.
@@ -121,6 +152,13 @@ __device__ inline void start_sum(float (&sum)[128], const std::uint32_t (&p)[4][
   for (int i = 0; i < kTile / 16; ++i)
     Wgmma<256>::run<Major::mn>(sum, p[i], b + i * kDescriptorStep<Major::mn>, i > 0 || accumulate);
   wgmma_commit();
+}
+
+/// One of the four steps of start_sum, in the group that is open: sum += p b for 16 of the 64 k.
+__device__ inline void add_step(float (&sum)[128], const std::uint32_t (&p)[4], std::uint64_t b, int step) {
+  using namespace hopper;
+  wgmma_fence();
+  Wgmma<256>::run<Major::mn>(sum, p, b + static_cast<std::uint64_t>(step) * kDescriptorStep<Major::mn>, true);
 }
 
 /// Two floats as bf16, the first in the lower half.
@@ -238,13 +276,20 @@ struct QueryItem {
   __device__ int head_of(int warpgroup) const { return tokens == kTile ? head + warpgroup : head; }
 };
 
-/// Keys [begin, end) that any query of the item sees.
-struct KeyRange {
-  int begin, end;
-  __device__ KeyRange(const Queries& q, const QueryItem& item, const std::int32_t* lo, const std::int32_t* hi)
-      : begin(lo[item.token]), end(hi[min(item.token + item.tokens, q.tokens) - 1]) {}
-  __device__ int tiles() const { return max(0, (end - begin + kTile - 1) / kTile); }
+/// The keys that any query of an item sees. Arguments have `queries`, `lo` and `hi`.
+struct KeyBounds {
+  template <class Arguments>
+  __device__ static Work of(const Arguments& a, int number) {
+    if (number >= a.queries.items) return {number, 0, 0};
+    const QueryItem item(a.queries, number);
+    return {number, a.lo[item.token], a.hi[min(item.token + item.tokens, a.queries.tokens) - 1]};
+  }
 };
+
+/// Tiles that cover [begin, end).
+__device__ inline int tiles_of(const Work& work) {
+  return max(0, (work.end - work.begin + kTile - 1) / kTile);
+}
 
 /// Visible keys of the thread's two rows, and those that every row of the warpgroup sees.
 struct Rows {

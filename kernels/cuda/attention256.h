@@ -24,6 +24,7 @@ struct Attention256Backward {
   const void *d_out, *q, *k, *v, *out;
   const std::int32_t *lo, *hi;
   const float* lse;
+  const std::int32_t *host_lo, *host_hi;  ///< may be null: then nothing is kept for d_q
   void *d_q, *d_k, *d_v;
   void* scratch;  ///< of attention256_backward_scratch
 };

@@ -41,27 +41,23 @@ struct ForwardShared {
 };
 
 __device__ void produce_forward(const ForwardArguments& a, ForwardShared& s) {
-  Ring<2> queue;
+  Feed<ForwardArguments, KeyBounds> feed(a, s.queue);
   Ring<1> q;
   Ring<ForwardShared::kStages> kv;
-  int number = atomicAdd(a.counter, 1);
   for (;;) {
-    s.queue.push(queue, number);
-    if (number >= a.queries.items) return;
-    const QueryItem item(a.queries, number);
-    const KeyRange keys(a.queries, item, a.lo, a.hi);
-    const int tiles = keys.tiles();
-    number = atomicAdd(a.counter, 1);
-    if (tiles == 0) continue;
-    hopper::wait(at(&s.q_empty), q.parity ^ 1);
-    q.next();
-    hopper::arrive_expect(at(&s.q_full), 2 * kTileBytes);
-    for (int i = 0; i < 2; ++i) load_tile(s.q[i], a.q, item.token_of(i), item.head_of(i), s.q_full);
-    for (int j = 0; j < tiles; ++j) {
-      const int key = keys.begin + j * kTile;
+    const Work work = feed.take();
+    if (work.number >= a.queries.items) return;
+    const QueryItem item(a.queries, work.number);
+    for (int key = work.begin; key < work.end; key += kTile) {
       hopper::wait(at(&s.k_empty[kv.stage]), kv.parity ^ 1);
       hopper::arrive_expect(at(&s.k_full[kv.stage]), kTileBytes);
       load_tile(s.k[kv.stage], a.k, key, item.kv, s.k_full[kv.stage]);
+      if (key == work.begin) {
+        hopper::wait(at(&s.q_empty), q.parity ^ 1);
+        q.next();
+        hopper::arrive_expect(at(&s.q_full), 2 * kTileBytes);
+        for (int i = 0; i < 2; ++i) load_tile(s.q[i], a.q, item.token_of(i), item.head_of(i), s.q_full);
+      }
       hopper::wait(at(&s.v_empty[kv.stage]), kv.parity ^ 1);
       hopper::arrive_expect(at(&s.v_full[kv.stage]), kTileBytes);
       load_tile(s.v[kv.stage], a.v, key, item.kv, s.v_full[kv.stage]);
@@ -182,18 +178,17 @@ __device__ void consume_forward(const ForwardArguments& a, ForwardShared& s) {
   Ring<1> q;
   Ring<ForwardShared::kStages> k, v;
   for (;;) {
-    const int number = s.queue.pop(queue);
-    if (number >= a.queries.items) return;
-    const QueryItem item(a.queries, number);
+    const Work work = s.queue.pop(queue);
+    if (work.number >= a.queries.items) return;
+    const QueryItem item(a.queries, work.number);
     const int token = item.token_of(group), head = item.head_of(group);
-    const KeyRange keys(a.queries, item, a.lo, a.hi);
     const Rows rows(a.queries, a.lo, a.hi, token, place);
     Softmax softmax;
     float out[128] = {};
-    if (const int tiles = keys.tiles(); tiles > 0) {
+    if (const int tiles = tiles_of(work); tiles > 0) {
       hopper::wait(at(&s.q_full), q.parity);
       q.next();
-      attend(s, rows, place, keys.begin, tiles, q_tile, k, v, softmax, out);
+      attend(s, rows, place, work.begin, tiles, q_tile, k, v, softmax, out);
     }
     softmax.finish();
     float factor[2];

@@ -1,6 +1,7 @@
 // Scratch of the attention kernels for heads of 256 components: host-only arithmetic, shared by the launchers
 // and by the sizes that a plan reports.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -17,20 +18,29 @@ constexpr bool attention256_applies(const AttentionSizes& s, DType type) {
 /// The forward's scratch: the counter that hands out tiles.
 constexpr std::size_t kAttention256Scratch = 256;
 
-/// The backward's scratch, in this order: two counters that hand out tiles (256 bytes); per head and token
-/// the log-sum-exp in base 2 and the row sum of out d_out, rows padded so that a tile may read past the last
-/// token; per key the first query that sees it and the first that does not any more.
+/// The backward's scratch, in this order: gradients of the scores (bf16, for as many key heads as fit); per
+/// head and token the log-sum-exp in base 2 and the row sum of out d_out, rows padded so that a tile may read
+/// past the last token; per key the first query that sees it and the first that does not any more; two
+/// counters that hand out tiles for every key head.
 struct Attention256Scratch {
-  std::int64_t stride;              ///< tokens per row of the two row statistics
-  std::size_t statistic, interval;  ///< bytes of one array each
-  std::size_t total() const { return kAttention256Scratch + 2 * statistic + 2 * interval; }
+  std::int64_t stride;                                   ///< tokens per row of the two row statistics
+  std::size_t gradients, statistic, interval, counters;  ///< bytes, of one array each
+  std::size_t total() const { return gradients + 2 * statistic + 2 * interval + counters; }
 };
+
+/// At most this much for the gradients: with a window of 1024, two heads of 32,768 tokens take 136 MiB.
+constexpr std::size_t kAttention256Gradients = std::size_t{224} << 20;
 
 constexpr Attention256Scratch attention256_backward_scratch(const AttentionSizes& s) {
   Attention256Scratch out{};
   out.stride = (s.tokens + 63) / 64 * 64 + 64;
   out.statistic = static_cast<std::size_t>(out.stride * s.heads) * sizeof(float);
   out.interval = static_cast<std::size_t>(out.stride) * sizeof(std::int32_t);
+  out.counters = static_cast<std::size_t>((2 * s.kv_heads + 63) / 64 * 64) * sizeof(int);
+  // All tiles of 64 x 64 scores, if they are few.
+  const std::int64_t blocks = (s.tokens + 63) / 64;
+  out.gradients =
+      std::min(kAttention256Gradients, static_cast<std::size_t>(s.heads * blocks * blocks) * 64 * 64 * 2);
   return out;
 }
 

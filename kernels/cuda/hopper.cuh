@@ -324,4 +324,12 @@ __device__ inline void load_matrices_transposed(std::uint32_t address, std::uint
                : "memory");
 }
 
+/// An 8x8 matrix of 16-bit elements, as one word a lane (row l / 4, columns 2 (l % 4) and the next),
+/// transposed [movmatrix].
+__device__ inline std::uint32_t transpose_matrix(std::uint32_t word) {
+  std::uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(word));
+  return out;
+}
+
 }  // namespace lapidary::hopper

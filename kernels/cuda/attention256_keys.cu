@@ -1,0 +1,403 @@
+// dk and dv of attention for heads of 256 components: a block walks all queries that see its 64 keys, both
+// sums stay in registers. One warpgroup computes the probabilities and sums dv, the other the gradients of
+// the scores and dk; the probabilities pass between them through shared memory, thread to thread. While one
+// warpgroup works on its numbers the other's products run.
+#include "kernels/cuda/attention256_backward.cuh"
+
+namespace lapidary::attention256 {
+
+namespace {
+
+struct KeyArguments {
+  CUtensorMap q, d_out, k, v;
+  const float *lse2, *delta;
+  const std::int32_t *query_begin, *query_end;
+  Bf16 *d_k, *d_v;
+  int* counter;
+  int tokens, heads, kv_heads, group, stride;
+  int items;
+  Round round;
+  Bf16* gradients;
+  int align;  ///< mask for the first query of a tile
+};
+
+/// The queries that see any key of an item.
+struct QueryBounds {
+  __device__ static Work of(const KeyArguments& a, int number) {
+    if (number >= a.items) return {number, 0, 0};
+    const int key = number / a.round.kv_heads * kTile;
+    return {number, a.query_begin[key], a.query_end[min(key + kTile, a.tokens) - 1]};
+  }
+};
+
+/// 64 keys of one key head; their queries, all heads of the group, are walked in tiles of 64.
+struct KeyItem {
+  int key, kv;
+  int begin;  ///< first query of the first tile; its statistics have to lie on 16 bytes
+  int steps;  ///< tiles of queries times heads of the group
+  __device__ KeyItem(const KeyArguments& a, const Work& work) {
+    key = work.number / a.round.kv_heads * kTile;
+    kv = a.round.kv_begin + work.number % a.round.kv_heads;
+    begin = work.begin & a.align;
+    steps = max(0, (work.end - begin + kTile - 1) / kTile) * a.group;
+  }
+};
+
+/// The tile of queries of a step: the heads of a group follow each other.
+struct QueryCursor {
+  int query, member = 0;
+  __device__ explicit QueryCursor(const KeyItem& item) : query(item.begin) {}
+  __device__ void next(const KeyArguments& a) {
+    if (++member == a.group) member = 0, query += kTile;
+  }
+};
+
+/// Where the gradients of a step's scores are kept.
+struct GradientCursor {
+  std::int64_t tile;
+  int member = 0, head_tiles;
+  __device__ GradientCursor(const KeyArguments& a, const KeyItem& item)
+      : tile(a.gradients
+                 ? a.round.tile((item.kv - a.round.kv_begin) * a.group, item.begin / kTile, item.key / kTile)
+                 : 0),
+        head_tiles(a.round.query_blocks * a.round.slots) {}
+  __device__ void next(const KeyArguments& a) {
+    tile += head_tiles;
+    if (++member == a.group) member = 0, tile += a.round.slots - a.group * head_tiles;
+  }
+};
+
+/// Named barriers of both consumer warpgroups: half of the probabilities of a stage are there, and all of a
+/// stage have been read.
+constexpr std::uint32_t p_full(std::uint32_t stage, std::uint32_t half) {
+  return 1 + 2 * stage + half;
+}
+constexpr std::uint32_t p_empty(std::uint32_t stage) {
+  return 5 + stage;
+}
+
+struct KeyShared {
+  static constexpr int kStages = 2;
+  Tile k, v, q[kStages], d_out[kStages];
+  uint4 p[kStages][4][128];  ///< probabilities on their way from one warpgroup to the other
+  float lse2[kStages][kTile], delta[kStages][kTile];
+  Barrier k_full, k_empty, v_full, v_empty;
+  Barrier q_full[kStages], q_empty[kStages], d_out_full[kStages], d_out_empty[kStages];
+  Queue queue;
+
+  __device__ void init() {
+    constexpr int kWarps = 4;
+    for (Barrier* b : {&k_full, &v_full}) hopper::barrier_init(at(b), 1);
+    for (Barrier* b : {&k_empty, &v_empty}) hopper::barrier_init(at(b), kWarps);
+    for (int i = 0; i < kStages; ++i) {
+      hopper::barrier_init(at(&q_full[i]), 1);
+      hopper::barrier_init(at(&d_out_full[i]), 1);
+      hopper::barrier_init(at(&q_empty[i]), 2 * kWarps);
+      hopper::barrier_init(at(&d_out_empty[i]), 2 * kWarps);
+    }
+    queue.init();
+    hopper::fence_barrier_init();
+  }
+};
+
+__device__ void produce_for_keys(const KeyArguments& a, KeyShared& s) {
+  constexpr std::uint32_t kStatistics = kTile * sizeof(float);
+  Feed<KeyArguments, QueryBounds> feed(a, s.queue);
+  Ring<2> stage;
+  Ring<1> kv;
+  for (;;) {
+    const Work work = feed.take();
+    if (work.number >= a.items) return;
+    const KeyItem item(a, work);
+    QueryCursor at_query(item);
+    for (int step = 0; step < item.steps; ++step, at_query.next(a)) {
+      const int query = at_query.query, head = item.kv * a.group + at_query.member;
+      const std::int64_t statistics = static_cast<std::int64_t>(head) * a.stride + query;
+      if (step == 0) {
+        hopper::wait(at(&s.k_empty), kv.parity ^ 1);
+        hopper::arrive_expect(at(&s.k_full), kTileBytes);
+        load_tile(s.k, a.k, item.key, item.kv, s.k_full);
+      }
+      const Barrier& q_full = s.q_full[stage.stage];
+      hopper::wait(at(&s.q_empty[stage.stage]), stage.parity ^ 1);
+      hopper::arrive_expect(at(&q_full), kTileBytes + kStatistics);
+      load_tile(s.q[stage.stage], a.q, query, head, q_full);
+      hopper::bulk_load(at(s.lse2[stage.stage]), a.lse2 + statistics, kStatistics, at(&q_full));
+      if (step == 0) {
+        hopper::wait(at(&s.v_empty), kv.parity ^ 1);
+        hopper::arrive_expect(at(&s.v_full), kTileBytes);
+        load_tile(s.v, a.v, item.key, item.kv, s.v_full);
+        kv.next();
+      }
+      const Barrier& d_out_full = s.d_out_full[stage.stage];
+      hopper::wait(at(&s.d_out_empty[stage.stage]), stage.parity ^ 1);
+      hopper::arrive_expect(at(&d_out_full), kTileBytes + kStatistics);
+      load_tile(s.d_out[stage.stage], a.d_out, query, head, d_out_full);
+      hopper::bulk_load(at(s.delta[stage.stage]), a.delta + statistics, kStatistics, at(&d_out_full));
+      stage.next();
+    }
+  }
+}
+
+/// Queries that see the thread's two keys, and those that see all keys of the tile.
+struct Columns {
+  int begin[2], end[2];
+  int all_from, all_to;
+  __device__ Columns(const KeyArguments& a, int key, const Place& place) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = key + place.row + 8 * r;
+      begin[r] = row < a.tokens ? a.query_begin[row] : 0;
+      end[r] = row < a.tokens ? a.query_end[row] : 0;
+    }
+    const bool full = key + kTile <= a.tokens;
+    all_from = full ? a.query_begin[key + kTile - 1] : a.tokens;
+    all_to = full ? a.query_end[key] : 0;
+  }
+  __device__ bool whole(int query) const {
+    return query >= all_from && query + kTile <= all_to;
+  }
+};
+
+/// The thread's columns of a row statistic of 64 queries.
+__device__ inline void load_columns(float2 (&x)[8], const float* statistic, const Place& place) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = *reinterpret_cast<const float2*>(statistic + 8 * i + place.column);
+}
+
+/// Scores [keys, queries] of pairs that do not see each other become -infinity.
+__device__ inline void mask_scores(float (&s)[32], const Columns& columns, int query, const Place& place) {
+  if (columns.whole(query)) return;
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    const int r = i / 2 % 2, column = query + place.column + 8 * (i / 4) + i % 2;
+    if (column < columns.begin[r] || column >= columns.end[r]) s[i] = -INFINITY;
+  }
+}
+
+/// Stores a tile of score gradients as the registers hold them: word i of thread t at [i][t].
+__device__ inline void store_gradients(const std::uint32_t (&d_s)[4][4], Bf16* tile) {
+  auto* to = reinterpret_cast<uint4*>(tile) + threadIdx.x % 128;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[128 * i] = make_uint4(d_s[i][0], d_s[i][1], d_s[i][2], d_s[i][3]);
+}
+
+/// Stores the sum of a tile of keys, key rows in the place of kv head `kv`.
+__device__ inline void store_keys(const KeyArguments& a, const KeyItem& item, const Place& place, Bf16* to,
+                                  const float (&sum)[128]) {
+  Bf16* row[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int key = item.key + place.row + 8 * r;
+    row[r] = key < a.tokens ? to + (static_cast<std::int64_t>(key) * a.kv_heads + item.kv) * kDim : nullptr;
+  }
+  store_rows(sum, row, {1.0f, 1.0f});
+}
+
+/// What a consumer warpgroup of the key kernel keeps from item to item.
+struct KeyConsumer {
+  const KeyArguments& a;
+  KeyShared& s;
+  Place place;
+  int thread = static_cast<int>(threadIdx.x) % 128;
+  Ring<2> queue, stage;
+  Ring<1> kv;
+};
+
+/// The warpgroup that computes the probabilities and sums dv = p^T d_out.
+struct ValueSide : KeyConsumer {
+  float2 lse2[8];
+
+  __device__ void begin() {}
+  __device__ void end() {
+    for (std::uint32_t i = 0; i < KeyShared::kStages; ++i) hopper::named_sync(p_empty(i), kConsumers);
+  }
+
+  /// Scores of the stage become p, sixteen queries after the other, here and for the other warpgroup; starts
+  /// d_v += p^T d_out with each.
+  __device__ __forceinline__ void take(float (&scores)[32], std::uint32_t (&p)[4][4], const Columns& columns,
+                                       int query, float (&d_v)[128]) {
+    hopper::pin(scores);
+    arrive_warp(s.q_empty[stage.stage]);
+    mask_scores(scores, columns, query, place);
+    hopper::named_sync(p_empty(stage.stage), kConsumers);
+    hopper::wait(at(&s.d_out_full[stage.stage]), stage.parity);
+    const std::uint64_t d_out = by_columns(s.d_out[stage.stage]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float x[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 shift = lse2[2 * i + j / 4];
+        x[j] = exp2_of(fmaf(scores[8 * i + j], kLog2E, j % 2 == 0 ? -shift.x : -shift.y));
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) p[i][j] = pack(x[2 * j], x[2 * j + 1]);
+      s.p[stage.stage][i][thread] = make_uint4(p[i][0], p[i][1], p[i][2], p[i][3]);
+      if (i % 2 == 1) hopper::named_arrive(p_full(stage.stage, i / 2), kConsumers);
+      add_step(d_v, p[i], d_out, i);
+    }
+    hopper::wgmma_commit();
+  }
+
+  __device__ __forceinline__ void start(float (&scores)[32]) {
+    hopper::wait(at(&s.q_full[stage.stage]), stage.parity);
+    start_scores(scores, by_rows(s.k), by_rows(s.q[stage.stage]));
+    load_columns(lse2, s.lse2[stage.stage], place);
+  }
+
+  /// d_v += the item's sum; it has one step at least.
+  __device__ __forceinline__ void walk(const KeyItem& item, float (&d_v)[128]) {
+    const Columns columns(a, item.key, place);
+    QueryCursor at_query(item);
+    float scores[32];
+    std::uint32_t p[4][4];
+    hopper::wait(at(&s.k_full), kv.parity);
+    kv.next();
+    start(scores);
+    hopper::wgmma_wait<0>();
+    for (int step = 1; step < item.steps; ++step) {
+      take(scores, p, columns, at_query.query, d_v);
+      at_query.next(a);
+      const Barrier& done = s.d_out_empty[stage.stage];
+      stage.next();
+      start(scores);
+      hopper::wgmma_wait<1>();
+      arrive_warp(done);
+      hopper::wgmma_wait<0>();
+      hopper::pin(d_v);
+    }
+    arrive_warp(s.k_empty);
+    take(scores, p, columns, at_query.query, d_v);
+    hopper::wgmma_wait<0>();
+    hopper::pin(d_v);
+    arrive_warp(s.d_out_empty[stage.stage]);
+    stage.next();
+  }
+};
+
+/// The warpgroup that makes ds = p (dp - delta) and sums dk = ds^T q.
+struct KeySide : KeyConsumer {
+  float2 delta[8];
+
+  __device__ void begin() {
+    for (std::uint32_t i = 0; i < KeyShared::kStages; ++i) hopper::named_arrive(p_empty(i), kConsumers);
+  }
+  __device__ void end() {}
+
+  /// Gradients of the probabilities become those of the scores, sixteen queries after the other; starts
+  /// d_k += ds^T q with each.
+  __device__ __forceinline__ void take(float (&d_p)[32], std::uint32_t (&d_s)[4][4], float (&d_k)[128]) {
+    hopper::pin(d_p);
+    arrive_warp(s.d_out_empty[stage.stage]);
+    hopper::wait(at(&s.q_full[stage.stage]), stage.parity);
+    const std::uint64_t q = by_columns(s.q[stage.stage]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i % 2 == 0) hopper::named_sync(p_full(stage.stage, i / 2), kConsumers);
+      const uint4 word = s.p[stage.stage][i][thread];
+      const std::uint32_t p[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int from = 8 * i + 2 * j;
+        d_s[i][j] = pack(low_half(p[j]) * (d_p[from] - delta[from / 4].x),
+                         high_half(p[j]) * (d_p[from + 1] - delta[from / 4].y));
+      }
+      if (i == 3) hopper::named_arrive(p_empty(stage.stage), kConsumers);
+      add_step(d_k, d_s[i], q, i);
+    }
+    hopper::wgmma_commit();
+  }
+
+  __device__ __forceinline__ void start(float (&d_p)[32]) {
+    hopper::wait(at(&s.d_out_full[stage.stage]), stage.parity);
+    start_scores(d_p, by_rows(s.v), by_rows(s.d_out[stage.stage]));
+    load_columns(delta, s.delta[stage.stage], place);
+  }
+
+  /// d_k += the item's sum; it has one step at least.
+  __device__ __forceinline__ void walk(const KeyItem& item, float (&d_k)[128]) {
+    GradientCursor at_gradients(a, item);
+    float d_p[32];
+    std::uint32_t d_s[4][4];
+    hopper::wait(at(&s.v_full), kv.parity);
+    kv.next();
+    start(d_p);
+    hopper::wgmma_wait<0>();
+    for (int step = 1; step < item.steps; ++step) {
+      take(d_p, d_s, d_k);
+      const Barrier& done = s.q_empty[stage.stage];
+      stage.next();
+      start(d_p);
+      if (a.gradients) store_gradients(d_s, a.gradients + at_gradients.tile * kTile * kTile);
+      at_gradients.next(a);
+      hopper::wgmma_wait<1>();
+      arrive_warp(done);
+      hopper::wgmma_wait<0>();
+      hopper::pin(d_k);
+    }
+    arrive_warp(s.v_empty);
+    take(d_p, d_s, d_k);
+    if (a.gradients) store_gradients(d_s, a.gradients + at_gradients.tile * kTile * kTile);
+    hopper::wgmma_wait<0>();
+    hopper::pin(d_k);
+    arrive_warp(s.q_empty[stage.stage]);
+    stage.next();
+  }
+};
+
+template <class Side>
+__device__ void consume(const KeyArguments& a, KeyShared& s, Bf16* to) {
+  Side side{{a, s}};
+  side.begin();
+  for (;;) {
+    const Work work = s.queue.pop(side.queue);
+    if (work.number >= a.items) return side.end();
+    const KeyItem item(a, work);
+    float sum[128] = {};
+    if (item.steps > 0) side.walk(item, sum);
+    store_keys(a, item, side.place, to, sum);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1) key_kernel(const __grid_constant__ KeyArguments a) {
+  auto& s = shared_memory<KeyShared>();
+  if (threadIdx.x == 0) s.init();
+  __syncthreads();
+  if (threadIdx.x >= kConsumers) {
+    hopper::registers_dec<kProducerRegisters>();
+    if (threadIdx.x == kConsumers) produce_for_keys(a, s);
+  } else {
+    hopper::registers_inc<kConsumerRegisters>();
+    if (threadIdx.x < kConsumers / 2) {
+      consume<ValueSide>(a, s, a.d_v);
+    } else {
+      consume<KeySide>(a, s, a.d_k);
+    }
+  }
+}
+
+}  // namespace
+
+void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& buffers, const Round& round,
+                      int* counter, cudaStream_t stream) {
+  const AttentionSizes& z = call.sizes;
+  KeyArguments a{};
+  a.q = tile_map(call.q, z.tokens, z.heads), a.d_out = tile_map(call.d_out, z.tokens, z.heads);
+  a.k = tile_map(call.k, z.tokens, z.kv_heads), a.v = tile_map(call.v, z.tokens, z.kv_heads);
+  a.lse2 = buffers.lse2, a.delta = buffers.delta;
+  a.query_begin = buffers.query_begin, a.query_end = buffers.query_end;
+  a.d_k = static_cast<Bf16*>(call.d_k), a.d_v = static_cast<Bf16*>(call.d_v);
+  a.counter = counter;
+  a.tokens = static_cast<int>(z.tokens), a.heads = static_cast<int>(z.heads);
+  a.kv_heads = static_cast<int>(z.kv_heads), a.group = a.heads / a.kv_heads;
+  a.stride = buffers.stride;
+  a.items = (a.tokens + kTile - 1) / kTile * round.kv_heads;
+  a.round = round;
+  a.gradients = round.slots > 0 ? buffers.gradients : nullptr;
+  // Kept gradients are found by whole blocks of queries.
+  a.align = round.slots > 0 ? ~(kTile - 1) : ~3;
+  launch_persistent("AttentionBackward", key_kernel, a, a.items, sizeof(KeyShared), stream);
+}
+
+}  // namespace lapidary::attention256
