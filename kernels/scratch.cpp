@@ -4,6 +4,7 @@
 #include "kernels/cpu/attention_backward.h"
 #include "kernels/cpu/row_sums.h"
 #include "kernels/cuda/attention256_plan.h"
+#include "kernels/cuda/attention512_plan.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/loss_plan.h"
 #include "kernels/cuda/partials.h"
@@ -51,12 +52,14 @@ std::size_t QkvNormRopeBackward::scratch_bytes(Device device) const {
 std::size_t Attention::scratch_bytes(Device device) const {
   if (device == Device::cpu) return 0;
   const AttentionSizes sizes = attention_sizes(*this);
+  if (attention512_applies(sizes, q.dtype())) return 0;
   return attention256_applies(sizes, q.dtype()) ? kAttention256Scratch : forward_score_bytes(sizes);
 }
 
 std::size_t AttentionBackward::scratch_bytes(Device device) const {
   if (device == Device::cpu) return attention_backward_scratch(*this);
   const AttentionSizes sizes = attention_sizes(*this);
+  if (attention512_applies(sizes, q.dtype())) return attention512_scratch(sizes).total();
   return attention256_applies(sizes, q.dtype()) ? attention256_backward_scratch(sizes).total()
                                                 : backward_scratch(sizes).total();
 }

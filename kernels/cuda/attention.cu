@@ -3,6 +3,8 @@
 // that its intervals reach, so windows and packed documents cost what they see, up to the chunk's length.
 #include "kernels/cuda/attention256.h"
 #include "kernels/cuda/attention256_plan.h"
+#include "kernels/cuda/attention512.h"
+#include "kernels/cuda/attention512_plan.h"
 #include "kernels/cuda/attention_chunked.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/device.cuh"
@@ -369,6 +371,8 @@ void Attention::cuda(Stream& stream) const {
   if (q.dtype() == DType::f64) refuse("Attention", q.dtype());
   if (attention256_applies(sizes_of_attention(*this), q.dtype())) {
     run_attention256(stream, *this);
+  } else if (attention512_applies(sizes_of_attention(*this), q.dtype())) {
+    attention512_forward(stream, *this);
   } else {
     attention_chunked(stream, *this);
   }
@@ -379,6 +383,8 @@ void AttentionBackward::cuda(Stream& stream) const {
   if (q.size(0) == 0) return;
   if (attention256_applies(sizes_of_attention(*this), q.dtype())) {
     run_attention256(stream, *this);
+  } else if (attention512_applies(sizes_of_attention(*this), q.dtype())) {
+    attention512_backward(stream, *this);
   } else {
     attention_backward_chunked(stream, *this);
   }

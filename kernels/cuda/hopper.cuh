@@ -51,8 +51,19 @@ __device__ inline void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/// One arrival at the same barrier of CTA `rank` of the cluster [mapa, mbarrier.arrive].
+/// One arrival at the same barrier of CTA `rank` of the cluster [mapa, mbarrier.arrive]. Orders nothing but
+/// itself: enough to give back what wgmma or TMA have read. (A release at cluster scope costs a fence of
+/// about a thousand cycles.)
 __device__ inline void arrive_at(std::uint32_t barrier, std::uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
+/// The same, and what this thread has read and written before comes before what follows a wait_cluster.
+__device__ inline void arrive_release_at(std::uint32_t barrier, std::uint32_t rank) {
   asm volatile(
       "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
       "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
@@ -66,6 +77,17 @@ __device__ inline bool try_wait(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done;
   asm volatile(
       "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.b32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+/// As try_wait, but never suspends the thread [mbarrier.test_wait].
+__device__ inline bool test_wait(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.b32 %0, 1, 0, p;\n}\n"
       : "=r"(done)
       : "r"(barrier), "r"(parity)
       : "memory");
@@ -119,6 +141,16 @@ __device__ inline void cluster_arrive() {
 }
 __device__ inline void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/// Stores to the same variable in shared memory of CTA `rank` of the cluster; arrive_release_at
+/// makes it visible [mapa, st.shared::cluster].
+__device__ inline void store_at(std::uint32_t shared, std::uint32_t rank, int x) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.shared::cluster.s32 [remote], %2;\n}\n" ::"r"(shared),
+      "r"(rank), "r"(x)
+      : "memory");
 }
 
 // -------------------------------------------------------------------------------- registers and fences
@@ -267,6 +299,15 @@ __device__ inline void bulk_load(std::uint32_t shared, const void* global, std::
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
       "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+/// Copies `bytes` (a multiple of 16) of `shared` to contiguous global memory, in this thread's current bulk
+/// group [cp.async.bulk].
+__device__ inline void bulk_store(void* global, std::uint32_t shared, std::uint32_t bytes) {
+  asm volatile(
+      "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(__cvta_generic_to_global(global)),
+      "r"(shared), "r"(bytes)
       : "memory");
 }
 

@@ -1,0 +1,536 @@
+// Backward attention for head dimension 512 on one key head: docs/attention512.md. One persistent kernel
+// works through blocks (a chunk of queries against a range of keys): a block's probabilities p and their
+// gradients ds are written once as bf16 tiles, then dq = ds k, dk += ds^T q and dv += p^T d_out read them.
+// All five products run in the same loop: a cluster of two CTAs takes tasks in order from a counter and
+// shares the second operand of each product through multicast.
+#include "kernels/cuda/attention512.h"
+#include "kernels/cuda/attention512_tasks.cuh"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/tensor_map.h"
+
+namespace lapidary {
+
+namespace {
+
+using namespace hopper;
+using namespace attention512;
+
+constexpr int kStages = 4;
+constexpr int kStageA = kTile * 64 * 2, kStageB = kKeyTile * 64 * 2, kStage = kStageA + kStageB;
+constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 columns
+constexpr int kApart = 2;                ///< steps between the two computing warpgroups, of kStages
+constexpr int kThreads = 3 * 128;        ///< a warpgroup that loads, two that compute
+
+struct Shared {
+  alignas(1024) std::byte ring[kStages][kStage];
+  alignas(1024) std::byte staging[2][2][kPanel];  ///< by warpgroup; two panels each on their way out
+  Task task[2];
+  int ticket[2];
+  alignas(8) std::uint64_t full[kStages], empty[kStages], task_full[2], task_empty[2], ticket_full[2],
+      ticket_empty[2];
+};
+constexpr int kSharedBytes = sizeof(Shared) + 1024;
+static_assert(kSharedBytes <= 227 * 1024);
+
+/// The operands as TMA sees them. Suffix 2: rows of 64 columns; 3: blocks of 64 columns of 64 rows.
+struct Maps {
+  CUtensorMap q2, d_out2, k2, v2, q3, d_out3, k3, d_q, d_k, d_v;
+};
+
+/// A position in a ring of `kSize`.
+template <int kSize>
+struct Cursor {
+  int slot = 0;
+  std::uint32_t phase = 0;
+  __device__ void next() {
+    if (++slot == kSize) slot = 0, phase ^= 1;
+  }
+};
+
+// ------------------------------------------------------------------------------------------ loading
+
+/// The loading warp. Every lane takes part in decoding; lane 0 issues.
+struct Loader {
+  const Maps& maps;
+  const Problem& z;
+  Shared& shared;
+  const int rank, lane;
+  Cursor<kStages> stage;
+  Cursor<2> task, take, give;
+
+  /// The cluster's next ticket, from its first CTA to both.
+  __device__ void fetch_ticket() {
+    if (rank != 0 || lane != 0) return;
+    wait_cluster(shared_address(&shared.ticket_empty[give.slot]), give.phase ^ 1);
+    const int ticket = atomicAdd(z.counters.ticket, 1);
+    for (int r = 0; r < kCtas; ++r) {
+      store_at(shared_address(&shared.ticket[give.slot]), static_cast<std::uint32_t>(r), ticket);
+      arrive_release_at(shared_address(&shared.ticket_full[give.slot]), static_cast<std::uint32_t>(r));
+    }
+    give.next();
+  }
+
+  __device__ int take_ticket() {
+    wait_cluster(shared_address(&shared.ticket_full[take.slot]), take.phase);
+    const int ticket = *static_cast<volatile int*>(&shared.ticket[take.slot]);
+    __syncwarp();
+    if (lane == 0) arrive_release_at(shared_address(&shared.ticket_empty[take.slot]), 0);
+    take.next();
+    return ticket;
+  }
+
+  __device__ void post(const Task& t) {
+    if (lane == 0) {
+      wait(shared_address(&shared.task_empty[task.slot]), task.phase ^ 1);
+      shared.task[task.slot] = t;
+      arrive(shared_address(&shared.task_full[task.slot]));
+    }
+    task.next();
+  }
+
+  /// What step `s` of a task reads: this CTA's part of the first operand, and its half of the second for
+  /// both.
+  __device__ void load_step(const Task& t, int s, std::uint32_t a, std::uint32_t b, std::uint32_t full) {
+    constexpr std::uint16_t kAll = (1 << kCtas) - 1;
+    const std::uint32_t half = b + rank * (kStageB / kCtas);
+    if (t.kind == Kind::scores) {
+      const bool second = s >= kDim / 64;  // d_out v^T after q k^T
+      const int column = s % (kDim / 64) * 64;
+      tma_load(a, second ? maps.d_out2 : maps.q2, Box(column, t.row), full);
+      tma_load_multicast(half, second ? maps.v2 : maps.k2, Box(column, t.key + rank * (kKeyTile / kCtas)),
+                         full, kAll);
+    } else if (t.kind == Kind::d_q) {
+      const int panel = t.first_step + s;
+      bulk_load(a, z.tile(t.block, true, panel, t.box), kStageA, full);
+      tma_load_multicast(half, maps.k3, Box(0, t.key + panel * 64, t.half * 4 + rank * 2), full, kAll);
+    } else {
+      const int box = t.first_step + s;
+      for (int i = 0; i < 2; ++i)
+        bulk_load(a + i * kPanel, z.tile(t.block, t.kind == Kind::d_k, t.panel + i, box), kPanel, full);
+      tma_load_multicast(half, t.kind == Kind::d_k ? maps.q3 : maps.d_out3,
+                         Box(0, t.row + box * 64, t.half * 4 + rank * 2), full, kAll);
+    }
+  }
+
+  __device__ void load_task(const Task& t) {
+    // The next ticket is taken late: one that waits here keeps others waiting.
+    const int fetch_at = max(t.steps - kStages, 0);
+    if (t.steps == 0) fetch_ticket();
+    if (lane == 0) {
+      fence_async();  // what other CTAs wrote, and this thread has seen, before TMA reads it
+      for (int s = 0; s < t.steps; ++s) {
+        if (s == fetch_at) fetch_ticket();
+        wait(shared_address(&shared.empty[stage.slot]), stage.phase ^ 1);
+        const std::uint32_t full = shared_address(&shared.full[stage.slot]),
+                            a = shared_address(shared.ring[stage.slot]);
+        arrive_expect(full, kStage);
+        load_step(t, s, a, a + kStageA, full);
+        stage.next();
+      }
+    }
+    __syncwarp();
+  }
+
+  __device__ void run() {
+    Walk walk(z);
+    fetch_ticket();
+    while (walk.seek(take_ticket())) {
+      Task t = walk.task(rank, lane);
+      if (t.kind == Kind::nothing) {
+        if (rank == 0 && lane == 0) add_release(z.counters.scores_done + t.block, kScoreSignals);
+        fetch_ticket();
+        continue;
+      }
+      if (lane == 0) walk.wait_for_inputs(t);
+      __syncwarp();
+      post(t);
+      load_task(t);
+    }
+    Task end{};
+    end.kind = Kind::end;
+    post(end);
+  }
+};
+
+// ---------------------------------------------------------------------------------------- computing
+
+/// One of the two computing warpgroups: 64 rows of every product, 256 columns.
+struct Consumer {
+  const Maps& maps;
+  const Problem& z;
+  Shared& shared;
+  const int group, thread, warp, lane;
+  Cursor<kStages> stage;
+  Cursor<2> task;
+  int panel = 0;         ///< panels staged so far
+  int unsignalled = -1;  ///< block whose tiles this warp has stored without telling
+  float sums[128];
+
+  __device__ Consumer(const Maps& m, const Problem& problem, Shared& memory, int warpgroup)
+      : maps(m),
+        z(problem),
+        shared(memory),
+        group(warpgroup),
+        thread(static_cast<int>(threadIdx.x) % 128),
+        warp(thread / 32),
+        lane(thread % 32) {}
+
+  /// Tells that the tiles stored last are complete. Not at once: the stores end beside the next product.
+  __device__ void signal_tiles() {
+    if (unsignalled >= 0 && lane == 0) {
+      bulk_wait<0>();
+      fence_async();
+      add_release(z.counters.scores_done + unsignalled, 1);
+    }
+    unsignalled = -1;
+  }
+
+  __device__ Task next_task() {
+    const std::uint32_t full = shared_address(&shared.task_full[task.slot]);
+    // Whoever waits may wait for these very tiles.
+    if (!__all_sync(0xffffffffu, test_wait(full, task.phase))) {
+      signal_tiles();
+      __syncwarp();
+      wait(full, task.phase);
+    }
+    const Task t = shared.task[task.slot];
+    __syncwarp();
+    if (lane == 0) arrive(shared_address(&shared.task_empty[task.slot]));
+    task.next();
+    return t;
+  }
+
+  /// Gives a stage back to both CTAs, which both write it: warp r tells CTA r.
+  __device__ void release(int slot) {
+    if (lane == 0 && warp < kCtas)
+      arrive_at(shared_address(&shared.empty[slot]), static_cast<std::uint32_t>(warp));
+  }
+
+  /// sums = first operand [64, 64 steps] second operand [64 steps, 256]. Where `apart`, the second warpgroup
+  /// begins kApart steps behind the first, so that one multiplies while the other is at what follows.
+  template <Major kA, Major kB>
+  __device__ void product(int steps, bool apart) {
+    int before = 0;
+    if (apart && group == 1) named_sync(3, 256);
+#pragma unroll
+    for (float& x : sums) x = 0.0f;
+    for (int s = 0; s < steps; ++s) {
+      wait(shared_address(&shared.full[stage.slot]), stage.phase);
+      const std::uint32_t at = shared_address(shared.ring[stage.slot]);
+      const std::uint64_t a = descriptor(at + group * kPanel, 0), b = descriptor(at + kStageA, 64 * 128);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        Wgmma<256>::run<kA, kB>(sums, a + k * kDescriptorStep<kA>, b + k * kDescriptorStep<kB>, true);
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (s > 0) release(before);
+      if (apart && group == 0 && s == kApart) named_arrive(3, 256);
+      before = stage.slot;
+      stage.next();
+    }
+    wgmma_wait<0>();
+    pin(sums);
+    if (steps > 0) release(before);
+  }
+
+  /// Puts 16 rows of 64 columns of this warp into shared memory and returns where; lane 0 then sends them.
+  __device__ std::uint32_t stage_panel(const std::uint32_t (&word)[16]) {
+    const std::uint32_t box = shared_address(shared.staging[group][panel++ % 2]);
+    if (lane == 0) bulk_wait_read<1>();
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t four[4] = {word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]};
+      store_matrices(box + swizzle128((warp * 16 + lane % 16) * 128 + i * 32 + lane / 16 * 16), four);
+    }
+    fence_async_shared();
+    __syncwarp();
+    return box + warp * kWarpPanel;
+  }
+
+  __device__ void store_tile(const Task& t, bool gradients, int column, const std::uint32_t (&word)[16]) {
+    const std::uint32_t from = stage_panel(word);
+    if (lane == 0) {
+      bulk_store(z.tile(t.block, gradients, t.panel + column, t.box + group) + warp * kWarpPanel, from,
+                 kWarpPanel);
+      bulk_commit();
+    }
+  }
+
+  /// Puts `value` in the place of keys outside [from, to).
+  __device__ void hide(const int (&from)[2], const int (&to)[2], float value) {
+#pragma unroll
+    for (int i = 0; i < 128; ++i) {
+      const int key = i / 4 * 8 + lane % 4 * 2 + i % 2, r = i / 2 % 2;
+      if (key < from[r] || key >= to[r]) sums[i] = value;
+    }
+  }
+
+  /// p and ds of 64 rows and 256 keys.
+  __device__ void scores(const Task& t) {
+    float lse[2], delta[2];
+    int from[2], to[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = t.row + group * 64 + warp * 16 + lane / 4 + 8 * r;
+      const bool inside = row < z.rows();
+      const float2 statistics = inside ? z.statistics[row] : make_float2(0, 0);
+      lse[r] = statistics.x, delta[r] = statistics.y;
+      from[r] = inside ? z.lo[row / z.heads] - t.key : 0;
+      to[r] = inside ? z.hi[row / z.heads] - t.key : 0;
+    }
+    const bool covered = __all_sync(0xffffffffu, max(from[0], from[1]) <= 0 && min(to[0], to[1]) >= kKeyTile);
+    std::uint32_t p[64];
+    product<Major::k, Major::k>(kDim / 64, true);
+    signal_tiles();
+    if (!covered) hide(from, to, -INFINITY);
+#pragma unroll
+    for (int column = 0; column < 4; ++column) {
+      std::uint32_t word[16];
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const int at = column * 16 + i;
+        word[i] = p[at] = pack(exp2_fast(fmaf(sums[2 * at], kLog2e, -lse[at % 2])),
+                               exp2_fast(fmaf(sums[2 * at + 1], kLog2e, -lse[at % 2])));
+      }
+      store_tile(t, false, column, word);
+    }
+    product<Major::k, Major::k>(kDim / 64, false);
+    if (!covered) hide(from, to, 0.0f);  // whatever a hidden key holds, infinities too, stays out
+#pragma unroll
+    for (int column = 0; column < 4; ++column) {
+      std::uint32_t word[16];
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const int at = column * 16 + i;
+        word[i] = pack(__uint_as_float(p[at] << 16) * (sums[2 * at] - delta[at % 2]),
+                       __uint_as_float(p[at] & 0xffff0000u) * (sums[2 * at + 1] - delta[at % 2]));
+      }
+      store_tile(t, true, column, word);
+    }
+    unsignalled = t.block;
+  }
+
+  /// Adds this warpgroup's 64 rows of dq, dk or dv to what earlier blocks have summed, in the blocks' order,
+  /// and keeps the sum or, after the last, rounds it.
+  __device__ void accumulate(const Task& t, const CUtensorMap& result, int row) {
+    if (t.valid) {
+      const int unit = t.unit + group;
+      int* const flag = (t.kind == Kind::d_q ? z.counters.query_flags : z.counters.key_flags) + unit;
+      float4* const image = (t.kind == Kind::d_q ? z.query_sums : z.key_sums) +
+                            static_cast<std::int64_t>(unit) * (64 * 256 / 4) + thread;
+      if (t.wait > 0) {
+        if (thread == 0) wait_at_least(flag, t.wait);
+        named_sync(1 + group, 128);
+      }
+      if (!t.first) {
+#pragma unroll
+        for (int i = 0; i < 32; i += 16) {
+          float4 x[16];
+#pragma unroll
+          for (int j = 0; j < 16; ++j) x[j] = __ldcg(image + (i + j) * 128);
+#pragma unroll
+          for (int j = 0; j < 16; ++j) {
+            sums[4 * (i + j)] += x[j].x, sums[4 * (i + j) + 1] += x[j].y;
+            sums[4 * (i + j) + 2] += x[j].z, sums[4 * (i + j) + 3] += x[j].w;
+          }
+        }
+      }
+      if (!t.last) {
+#pragma unroll
+        for (int i = 0; i < 32; ++i)
+          __stcg(image + i * 128,
+                 make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
+      } else {
+#pragma unroll
+        for (int column = 0; column < 4; ++column) {
+          std::uint32_t word[16];
+#pragma unroll
+          for (int i = 0; i < 16; ++i)
+            word[i] = pack(sums[column * 32 + 2 * i], sums[column * 32 + 2 * i + 1]);
+          const std::uint32_t from = stage_panel(word);
+          if (lane == 0) {
+            tma_store(result, Box(t.half * 256 + column * 64, row + group * 64 + warp * 16), from);
+            bulk_commit();
+          }
+        }
+      }
+      named_sync(1 + group, 128);
+      if (thread == 0) store_release(flag, t.set);
+    }
+    if (thread == 0) add_release(z.counters.products_done + t.block, 1);
+  }
+
+  __device__ void run() {
+    for (;;) {
+      const Task t = next_task();
+      if (t.kind == Kind::end) break;
+      if (t.kind == Kind::scores) {
+        scores(t);
+      } else {
+        signal_tiles();
+        if (t.kind == Kind::d_q) {
+          product<Major::k, Major::mn>(t.steps, false);
+        } else {
+          product<Major::mn, Major::mn>(t.steps, false);
+        }
+        if (t.kind == Kind::d_q) {
+          accumulate(t, maps.d_q, t.row);
+        } else {
+          accumulate(t, t.kind == Kind::d_k ? maps.d_k : maps.d_v, t.key);
+        }
+      }
+    }
+    signal_tiles();
+    bulk_wait<0>();
+  }
+};
+
+__global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
+    attention512_gradients(const __grid_constant__ Maps maps, const __grid_constant__ Problem z) {
+  extern __shared__ std::byte raw[];
+  Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
+  const int rank = static_cast<int>(cluster_rank());
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(shared_address(&shared.full[i]), 1);
+      barrier_init(shared_address(&shared.empty[i]), 2 * kCtas);
+    }
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(shared_address(&shared.task_full[i]), 1);
+      barrier_init(shared_address(&shared.task_empty[i]), 8);
+      barrier_init(shared_address(&shared.ticket_full[i]), 1);
+      barrier_init(shared_address(&shared.ticket_empty[i]), kCtas);
+    }
+    fence_barrier_init();
+  }
+  cluster_arrive();
+  cluster_wait();
+  if (threadIdx.x < 128) {
+    registers_dec<40>();
+    if (threadIdx.x < 32) Loader{maps, z, shared, rank, static_cast<int>(threadIdx.x), {}, {}, {}, {}}.run();
+  } else {
+    registers_inc<232>();
+    Consumer(maps, z, shared, static_cast<int>(threadIdx.x) / 128 - 1).run();
+  }
+  // A CTA that ends early would take its barriers and its ring from under the other.
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();
+}
+
+/// Per row: the log-sum-exp in log2 and the dot product of output and its gradient. A warp per row.
+__global__ void __launch_bounds__(256) row_statistics(const Bf16* out, const Bf16* d_out, const float* lse,
+                                                      float2* statistics, int tokens, int heads) {
+  const int row = static_cast<int>(blockIdx.x * 8 + threadIdx.x / 32),
+            lane = static_cast<int>(threadIdx.x) % 32;
+  if (row >= tokens * heads) return;
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const std::int64_t at = static_cast<std::int64_t>(row) * kDim + (i * 32 + lane) * 8;
+    const auto x = Pack<Bf16, 8>::load(out + at), y = Pack<Bf16, 8>::load(d_out + at);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum += x.get(j) * y.get(j);
+  }
+  sum = warp_sum(sum);
+  const std::int64_t place = static_cast<std::int64_t>(row % heads) * tokens + row / heads;
+  // A row without keys has a log-sum-exp of -inf; with +inf all its p are 0.
+  if (lane == 0) statistics[row] = make_float2(lse[place] == -INFINITY ? INFINITY : lse[place] * kLog2e, sum);
+}
+
+/// Cuts every chunk's keys into ranges, in order. One block; z.blocks and z.counters.blocks are its results.
+__global__ void __launch_bounds__(1024) plan_blocks(Problem z) {
+  __shared__ int scan[1024];
+  const int chunks = static_cast<int>(ceil_div(z.tokens, z.chunk_tokens));
+  int total = 0;
+  for (int base = 0; base < chunks; base += 1024) {
+    const int chunk = base + static_cast<int>(threadIdx.x);
+    const int begin = chunk * z.chunk_tokens, end = min(begin + z.chunk_tokens, z.tokens);
+    int first_key = 0, keys = 0, ranges = 0;
+    if (chunk < chunks) {
+      first_key = z.lo[begin] / kTile * kTile;
+      keys = max(z.hi[end - 1] - first_key, 0);
+      ranges = max(1, static_cast<int>(ceil_div(keys, z.range_keys)));
+    }
+    scan[threadIdx.x] = ranges;
+    __syncthreads();
+    for (int step = 1; step < 1024; step *= 2) {
+      const int left = static_cast<int>(threadIdx.x) >= step ? scan[threadIdx.x - step] : 0;
+      __syncthreads();
+      scan[threadIdx.x] += left;
+      __syncthreads();
+    }
+    const int at = total + scan[threadIdx.x] - ranges;
+    for (int i = 0; i < ranges; ++i)
+      z.blocks[at + i] = Block{begin * z.heads,
+                               (end - begin) * z.heads,
+                               first_key + i * z.range_keys,
+                               min(keys - i * z.range_keys, z.range_keys),
+                               chunk,
+                               i,
+                               ranges,
+                               0};
+    total += scan[1023];
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) *z.counters.blocks = total;
+}
+
+CUtensorMap rows_map(const Tensor& x, std::int64_t box_rows) {
+  return make_tensor_map(x.reshape({x.numel() / kDim, kDim}), box_rows, 64);
+}
+
+/// Columns fastest, then rows, then blocks of 64 columns: boxes of [2 blocks][64 rows][64].
+CUtensorMap blocks_map(const Tensor& x) {
+  return make_tensor_map({.data = x.data(),
+                          .dtype = x.dtype(),
+                          .dims = 3,
+                          .size = {64, x.numel() / kDim, kDim / 64},
+                          .stride = {1, kDim, 64},
+                          .box = {64, 64, 4 / kCtas}});
+}
+
+int processors() {
+  int device = 0, count = 0;
+  cuda_ok(cudaGetDevice(&device), "cudaGetDevice");
+  cuda_ok(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting SMs");
+  return count;
+}
+
+}  // namespace
+
+void attention512_backward(Stream& stream, const AttentionBackward& op) {
+  const AttentionSizes sizes{op.q.size(0), op.q.size(1), op.k.size(1), op.q.size(2)};
+  const Problem z = problem_of(op, attention512_scratch(sizes));
+  const cudaStream_t s = cuda_stream(stream);
+  const auto zero = [&](void* data, std::size_t bytes) {
+    cuda_ok(cudaMemsetAsync(data, 0, bytes, s), "AttentionBackward: cudaMemsetAsync");
+  };
+  zero(z.counters.ticket, attention512_scratch(sizes).counters);
+  zero(op.d_k.data(), op.d_k.bytes());  // keys that nobody sees
+  zero(op.d_v.data(), op.d_v.bytes());
+  row_statistics<<<blocks_for(z.rows(), 8), 256, 0, s>>>(ptr<Bf16>(op.out), ptr<Bf16>(op.d_out),
+                                                         ptr<float>(op.lse), z.statistics, z.tokens, z.heads);
+  plan_blocks<<<1, 1024, 0, s>>>(z);
+  const Maps maps{rows_map(op.q, kTile),
+                  rows_map(op.d_out, kTile),
+                  rows_map(op.k, kKeyTile / kCtas),
+                  rows_map(op.v, kKeyTile / kCtas),
+                  blocks_map(op.q),
+                  blocks_map(op.d_out),
+                  blocks_map(op.k),
+                  rows_map(op.d_q, 16),
+                  rows_map(op.d_k, 16),
+                  rows_map(op.d_v, 16)};
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(attention512_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  cuda_ok(allowed, "shared memory of attention512_gradients");
+  static const int ctas = processors() / kCtas * kCtas;
+  attention512_gradients<<<static_cast<unsigned>(ctas), kThreads, kSharedBytes, s>>>(maps, z);
+  launched("AttentionBackward");
+}
+
+}  // namespace lapidary

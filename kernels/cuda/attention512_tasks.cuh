@@ -1,0 +1,252 @@
+// The backward for head dimension 512 as a sequence of tasks: which exist, in what order a cluster takes
+// them, what each reads, and what it waits for. docs/attention512.md explains the order.
+#pragma once
+#include "kernels/cuda/attention512_plan.h"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/ops.h"
+
+namespace lapidary::attention512 {
+
+constexpr int kDim = kAttention512Dim, kTile = kAttention512Tile, kKeyTile = 2 * kTile;
+constexpr int kCtas = 2;  ///< of a cluster; each takes kTile rows (or keys) of a task
+constexpr int kPanel =
+    64 * 64 * 2;  ///< bytes of 64 rows of 64 columns of p or ds, swizzled as TMA and wgmma do
+constexpr int kSlots = kAttention512Slots;  ///< blocks whose p and ds are kept at a time
+constexpr int kAhead = 1;  ///< blocks by which scores run ahead of the products that read them
+/// What one scores task adds to scores_done: one from each computing warp.
+constexpr int kScoreSignals = kCtas * 8;
+constexpr int kProductSignals = kCtas * 2;  ///< one from each computing warpgroup
+constexpr float kLog2e = 1.4426950408889634f;
+
+// -------------------------------------------------------------------------------- between the clusters
+
+__device__ inline int load_acquire(const int* p) {
+  int x;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+  return x;
+}
+__device__ inline void store_release(int* p, int x) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+__device__ inline void add_release(int* p, int x) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+__device__ inline void wait_at_least(const int* p, int x) {
+  while (load_acquire(p) < x) __nanosleep(64);
+}
+
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));  // volatile: in order, fewer at a time
+  return y;
+}
+
+/// Two bf16, the first in the low half.
+__device__ inline std::uint32_t pack(float x, float y) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+  return static_cast<std::uint32_t>(__bfloat16_as_ushort(pair.x)) |
+         static_cast<std::uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
+}
+
+// ------------------------------------------------------------------------------------------ the problem
+
+/// A chunk of queries against one range of its keys. Rows are query heads of tokens, heads fastest.
+struct Block {
+  int row, rows, key, keys;
+  int chunk, range, ranges;
+  int unused;
+};
+
+struct Counters {
+  int *ticket, *blocks;
+  int *scores_done, *products_done;  ///< by block
+  int* query_flags;                  ///< by unit of a chunk's dq: blocks whose part is in
+  int* key_flags;                    ///< by unit of dk and dv: chunks whose part is in
+};
+
+/// Sums are kept as units of 64 rows and 256 columns in the order of wgmma's registers: 32 float4 of every
+/// thread.
+struct Problem {
+  int tokens, heads, chunk_tokens, range_keys;
+  const std::int32_t *lo, *hi;
+  float2* statistics;  ///< by row: log-sum-exp in log2, dot product of output and its gradient
+  Block* blocks;
+  std::byte* tiles;  ///< p and ds of kSlots blocks
+  float4 *query_sums, *key_sums;
+  Counters counters;
+
+  __host__ __device__ int rows() const { return tokens * heads; }
+  __host__ __device__ int chunk_boxes() const { return chunk_tokens * heads / 64; }
+
+  __host__ __device__ int key_boxes() const { return (tokens + kTile - 1) / kTile * (kTile / 64); }
+
+  /// Panel `panel` (64 keys) of box `box` (64 rows) of a block's p or ds.
+  __device__ std::byte* tile(int block, bool gradients, int panel, int box) const {
+    const std::int64_t half = static_cast<std::int64_t>(range_keys / 64) * chunk_boxes();
+    const std::int64_t at = (block % kSlots * 2 + (gradients ? 1 : 0)) * half +
+                            static_cast<std::int64_t>(panel) * chunk_boxes() + box;
+    return tiles + at * kPanel;
+  }
+};
+
+inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch& plan) {
+  auto* at = static_cast<std::byte*>(op.scratch.data());
+  const auto take = [&](std::size_t bytes) {
+    std::byte* const out = at;
+    at += bytes;
+    return out;
+  };
+  Problem z{};
+  z.tokens = static_cast<int>(op.q.size(0)), z.heads = static_cast<int>(op.q.size(1));
+  z.chunk_tokens = static_cast<int>(plan.chunk_tokens), z.range_keys = static_cast<int>(plan.range_keys);
+  z.lo = ptr<std::int32_t>(op.lo), z.hi = ptr<std::int32_t>(op.hi);
+  z.statistics = reinterpret_cast<float2*>(take(plan.statistics));
+  z.key_sums = reinterpret_cast<float4*>(take(plan.key_sums));
+  z.query_sums = reinterpret_cast<float4*>(take(plan.query_sums));
+  z.tiles = take(plan.tiles);
+  z.blocks = reinterpret_cast<Block*>(take(plan.blocks));
+  auto* counter = reinterpret_cast<int*>(take(plan.counters));
+  const auto count = [&](std::int64_t n) {
+    int* const out = counter;
+    counter += n;
+    return out;
+  };
+  z.counters.ticket = count(1), z.counters.blocks = count(1);
+  z.counters.scores_done = count(plan.most_blocks), z.counters.products_done = count(plan.most_blocks);
+  z.counters.query_flags = count(plan.query_units), z.counters.key_flags = count(plan.key_units);
+  return z;
+}
+
+// ---------------------------------------------------------------------------------------------- tasks
+
+enum class Kind : int { scores, d_q, d_k, d_v, nothing, end };
+
+/// One CTA's part of a task.
+struct Task {
+  Kind kind;
+  int block, steps;
+  int row;         ///< first row: of the CTA's tile (scores, d_q), of the chunk (d_k, d_v)
+  int key;         ///< first key: of the cluster's tile (scores), of the block (d_q), of the CTA's tile
+  int panel, box;  ///< where the CTA's tile begins in the block's p and ds
+  int first_step;  ///< panel (d_q) or box (d_k, d_v) of step 0
+  int half;        ///< columns [256 half, 256 half + 256) of the result
+  int unit;        ///< of the sums
+  int wait, set;   ///< value of the unit's flag before and after
+  bool first, last, valid;
+};
+
+/// Goes through the sequence of tasks with growing tickets: scores of block 0, then for every block b
+/// the scores of block b + kAhead and the products of block b.
+class Walk {
+ public:
+  __device__ explicit Walk(const Problem& problem) : z_(problem), blocks_(*problem.counters.blocks) {
+    enter();
+  }
+
+  /// False behind the last task.
+  __device__ bool seek(int ticket) {
+    while (ticket >= first_ + count_) {
+      first_ += count_;
+      if (++phase_ >= 2 * blocks_ + kAhead) return false;
+      enter();
+    }
+    index_ = ticket - first_;
+    return true;
+  }
+
+  /// Called by a whole warp.
+  __device__ Task task(int rank, int lane) const {
+    if (scores_phase()) return scores(rank);
+    const int queries = 2 * row_pairs();
+    return index_ < queries ? d_q(queries - 1 - index_, rank) : d_key(index_ - queries, rank, lane);
+  }
+
+  /// Until what the task reads, or overwrites, is ready.
+  __device__ void wait_for_inputs(const Task& t) const {
+    if (t.kind != Kind::scores) {
+      wait_at_least(z_.counters.scores_done + block_, row_pairs() * key_tiles() * kScoreSignals);
+    } else if (block_ >= kSlots) {
+      const Block& before = z_.blocks[block_ - kSlots];
+      wait_at_least(z_.counters.products_done + block_ - kSlots, products(before) * kProductSignals);
+    }
+  }
+
+ private:
+  __device__ bool scores_phase() const { return phase_ < kAhead || (phase_ - kAhead) % 2 == 0; }
+  __device__ int row_pairs() const { return row_pairs(b_); }
+  __device__ int key_tiles() const { return key_tiles(b_); }
+  __device__ static int row_pairs(const Block& b) { return (b.rows + kCtas * kTile - 1) / (kCtas * kTile); }
+  __device__ static int key_tiles(const Block& b) { return (b.keys + kKeyTile - 1) / kKeyTile; }
+  __device__ static int products(const Block& b) { return 2 * row_pairs(b) + 4 * key_tiles(b); }
+
+  __device__ void enter() {
+    block_ = phase_ < kAhead ? phase_ : (phase_ - kAhead) / 2 + (scores_phase() ? kAhead : 0);
+    count_ = 0;
+    if (block_ >= blocks_) return;
+    b_ = z_.blocks[block_];
+    count_ = scores_phase() ? row_pairs() * key_tiles() : products(b_);
+  }
+
+  __device__ int token_of(int row) const { return min(row, z_.rows() - 1) / z_.heads; }
+
+  __device__ Task scores(int rank) const {
+    const int pair = index_ % row_pairs(), tile = index_ / row_pairs();
+    const int row = b_.row + pair * kCtas * kTile;
+    Task t{};
+    t.kind = Kind::scores, t.block = block_, t.steps = 2 * kDim / 64;
+    t.row = row + rank * kTile, t.key = b_.key + tile * kKeyTile;
+    t.panel = tile * (kKeyTile / 64), t.box = (t.row - b_.row) / 64;
+    if (z_.lo[token_of(row)] >= t.key + kKeyTile || z_.hi[token_of(row + kCtas * kTile - 1)] <= t.key)
+      t.kind = Kind::nothing;
+    return t;
+  }
+
+  /// Later rows, which see more keys where the mask is causal, go first.
+  __device__ Task d_q(int index, int rank) const {
+    const int row = b_.row + index / 2 * kCtas * kTile;
+    Task t{};
+    t.kind = Kind::d_q, t.block = block_, t.half = index % 2, t.valid = true;
+    t.row = row + rank * kTile, t.key = b_.key, t.box = (t.row - b_.row) / 64;
+    const int from = max(z_.lo[token_of(row)] - b_.key, 0),
+              to = min(z_.hi[token_of(row + kCtas * kTile - 1)] - b_.key, b_.keys);
+    t.first_step = from / 64;
+    t.steps = max((to + 63) / 64 - t.first_step, 0);
+    t.unit = t.half * z_.chunk_boxes() + t.box;
+    t.first = b_.range == 0, t.last = b_.range == b_.ranges - 1;
+    t.wait = block_, t.set = block_ + 1;
+    return t;
+  }
+
+  __device__ Task d_key(int index, int rank, int lane) const {
+    const int tile = index / 4, key = b_.key + tile * kKeyTile;
+    Task t{};
+    t.kind = index % 2 == 0 ? Kind::d_k : Kind::d_v, t.block = block_, t.half = index / 2 % 2;
+    t.row = b_.row, t.key = key + rank * kTile, t.panel = tile * (kKeyTile / 64) + rank * (kTile / 64);
+    // The chunk's boxes of rows that see a key of the tile: a lane looks at `each` boxes.
+    const int boxes = (b_.rows + 63) / 64, each = (boxes + 31) / 32;
+    bool sees = false;
+    if (lane * each < boxes)
+      sees = z_.lo[token_of(b_.row + lane * each * 64)] < key + kKeyTile &&
+             z_.hi[token_of(b_.row + min((lane + 1) * each, boxes) * 64 - 1)] > key;
+    const unsigned all = __ballot_sync(0xffffffffu, sees);
+    if (all != 0) {
+      t.first_step = (__ffs(static_cast<int>(all)) - 1) * each;
+      t.steps = min((32 - __clz(static_cast<int>(all))) * each, boxes) - t.first_step;
+    }
+    const int place = t.key / kTile, next = b_.row / z_.heads + z_.chunk_tokens;
+    t.unit = ((t.kind == Kind::d_k ? 0 : 2) + t.half) * z_.key_boxes() + place * 2;
+    t.valid = t.key < b_.key + b_.keys;
+    t.first = b_.row == 0 || z_.hi[b_.row / z_.heads - 1] <= t.key;
+    t.last = next >= z_.tokens || z_.lo[next] / kTile > place;
+    t.wait = t.first ? 0 : b_.chunk, t.set = b_.chunk + 1;
+    return t;
+  }
+
+  const Problem& z_;
+  const int blocks_;
+  int phase_ = 0, first_ = 0, count_ = 0, index_ = 0, block_ = 0;
+  Block b_{};
+};
+
+}  // namespace lapidary::attention512
