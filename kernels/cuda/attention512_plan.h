@@ -28,7 +28,7 @@ struct Attention512Scratch {
 };
 
 inline Attention512Scratch attention512_scratch(const AttentionSizes& s) {
-  constexpr std::int64_t kRows = 2048, kMostKeys = 4096, kKeyTile = 2 * kAttention512Tile;
+  constexpr std::int64_t kRows = 4096, kMostKeys = 4096, kKeyTile = 2 * kAttention512Tile;
   constexpr std::size_t kUnit = std::size_t{64} * 256 * sizeof(float);
   const auto align = [](std::int64_t bytes) { return static_cast<std::size_t>((bytes + 255) / 256 * 256); };
   const auto round_up = [](std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; };
