@@ -13,7 +13,7 @@ namespace lapidary {
 
 namespace {
 
-constexpr std::int64_t kChain = 384;  // terms; a rest of up to two chains is cut in halves
+constexpr std::int64_t kChain = 384;   // terms; a rest of up to two chains is cut in halves
 constexpr int kRows = 4, kWidth = 16;  // of c at a time: their sums stay in registers
 
 struct Product {
@@ -35,9 +35,9 @@ std::int64_t chain_length(std::int64_t left) {
 
 /// What one register tile of c needs.
 struct Tile {
-  const float* a;               ///< its first row, first term of the chain
-  std::int64_t a_row, a_term;   ///< as in Product
-  const float* b;               ///< its first column, first term; kWidth columns can be read
+  const float* a;              ///< its first row, first term of the chain
+  std::int64_t a_row, a_term;  ///< as in Product
+  const float* b;              ///< its first column, first term; kWidth columns can be read
   std::int64_t ldb, terms;
 };
 

@@ -37,8 +37,9 @@ float promised(const float* a, std::int64_t a_term, const float* b, std::int64_t
 }
 
 TEST(ChainGemm, SumsInThePromisedOrder) {
-  for (const Shape s : {Shape{1, 1, 1}, Shape{4, 16, 3}, Shape{5, 17, 40}, Shape{7, 15, 384}, Shape{9, 33, 385},
-                        Shape{3, 50, 767}, Shape{6, 20, 768}, Shape{2, 31, 1003}, Shape{130, 70, 64}}) {
+  for (const Shape s :
+       {Shape{1, 1, 1}, Shape{4, 16, 3}, Shape{5, 17, 40}, Shape{7, 15, 384}, Shape{9, 33, 385},
+        Shape{3, 50, 767}, Shape{6, 20, 768}, Shape{2, 31, 1003}, Shape{130, 70, 64}}) {
     const std::vector<float> a = random_matrix(s.m * s.k, 1), b = random_matrix(s.n * s.k, 2),
                              before = random_matrix(s.m * s.n, 3);
     for (const bool ta : {false, true})
@@ -53,7 +54,8 @@ TEST(ChainGemm, SumsInThePromisedOrder) {
                                          b.data() + (tb ? j * s.k : j), tb ? 1 : s.n, s.k);
               const auto at = static_cast<std::size_t>(i * s.n + j);
               ASSERT_EQ(c[at], beta == 0 ? 0.5f * sum : 0.5f * sum + before[at])
-                  << s.m << ' ' << s.n << ' ' << s.k << ' ' << ta << tb << ' ' << beta << " at " << i << ' ' << j;
+                  << s.m << ' ' << s.n << ' ' << s.k << ' ' << ta << tb << ' ' << beta << " at " << i << ' '
+                  << j;
             }
         }
   }
