@@ -115,6 +115,12 @@ void describe(BenchStepArguments& a, CommandSyntax& syntax) {
   syntax.flag("no-profile", a.no_profile, "leave out the table of operations");
 }
 
+void describe(BenchAttentionArguments& a, CommandSyntax& syntax) {
+  syntax.numbers("tokens", a.tokens, 1, 1 << 18, "numbers of tokens, each timed");
+  syntax.number("rounds", a.rounds, 1, 1000, "measurements of each");
+  syntax.word("device", a.device, {"auto", "cpu", "cuda"}, "where to compute");
+}
+
 void describe(ConfigShowArguments& a, CommandSyntax& syntax) {
   describe_config(a.config, syntax);
   syntax.flag("changed", a.changed, "only required keys and those that differ from their default");

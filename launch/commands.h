@@ -122,6 +122,14 @@ struct BenchStepArguments {
 };
 int run_bench_step(const BenchStepArguments& arguments, const MpiSession& session);
 
+/// lapidary bench attention
+struct BenchAttentionArguments {
+  std::vector<int> tokens{4096, 8192, 32768};
+  int rounds = 5;
+  DeviceChoice device = DeviceChoice::automatic;
+};
+int run_bench_attention(const BenchAttentionArguments& arguments);
+
 /// lapidary config show, check
 struct ConfigShowArguments {
   ConfigArguments config;
@@ -146,6 +154,7 @@ void describe(BenchDataArguments& a, CommandSyntax& syntax);
 void describe(CheckpointInspectArguments& a, CommandSyntax& syntax);
 void describe(ParityArguments& a, CommandSyntax& syntax);
 void describe(BenchStepArguments& a, CommandSyntax& syntax);
+void describe(BenchAttentionArguments& a, CommandSyntax& syntax);
 void describe(ConfigShowArguments& a, CommandSyntax& syntax);
 void describe(ConfigCheckArguments& a, CommandSyntax& syntax);
 void describe(ConfigReferenceArguments& a, CommandSyntax& syntax);

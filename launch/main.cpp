@@ -27,6 +27,8 @@ std::vector<lapidary::Command> commands(const lapidary::MpiSession* session) {
       make_command("checkpoint inspect", "prints what a checkpoint holds", run_checkpoint_inspect),
       make_command("bench step", "times training steps of a configuration on random text", run_bench_step,
                    session),
+      make_command("bench attention", "times attention of both kinds of layer under several masks",
+                   run_bench_attention),
       make_command("config show", "prints the configuration that files, defaults and --set result in",
                    run_config_show),
       make_command("config check", "reports everything that is wrong with a configuration", run_config_check),

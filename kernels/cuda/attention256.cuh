@@ -61,6 +61,18 @@ struct Ring {
   }
 };
 
+/// The same value in every lane, and known as such to the compiler: what follows from it alone, loops and
+/// descriptors, then lives in uniform registers.
+template <class T>
+__device__ inline T uniform(T value) {
+  return __shfl_sync(0xffffffffu, value, 0);
+}
+
+/// The consumer warpgroup of the thread.
+__device__ inline int warpgroup_index() {
+  return uniform(static_cast<int>(threadIdx.x) / 128);
+}
+
 /// An item of work: its number, and where what it walks begins and ends.
 struct Work {
   int number, begin, end;
@@ -85,7 +97,8 @@ struct Queue {
   }
   __device__ Work pop(Ring<2>& ring) {
     hopper::wait(at(&full[ring.stage]), ring.parity);
-    const Work value = work[ring.stage];
+    const Work value = {uniform(work[ring.stage].number), uniform(work[ring.stage].begin),
+                        uniform(work[ring.stage].end)};
     arrive_warp(empty[ring.stage]);
     ring.next();
     return value;
@@ -118,21 +131,20 @@ class Feed {
   int following_;
 };
 
-/// Descriptor of a tile whose rows are m (n) of a product: columns are k.
+/// Descriptor of a tile whose rows are m (n) of a product: columns are k. Made anew for every product: kept
+/// over a loop, descriptors would take registers from the sums.
 __device__ inline std::uint64_t by_rows(const Tile& tile) {
-  return hopper::descriptor(at(&tile), 1024);
+  return hopper::descriptor(uniform(at(&tile)), 1024);
 }
 /// Descriptor of a tile whose rows are k of a product: columns are n.
 __device__ inline std::uint64_t by_columns(const Tile& tile) {
-  return hopper::descriptor(at(&tile), kChunkBytes);
+  return hopper::descriptor(uniform(at(&tile)), kChunkBytes);
 }
 
 /// Starts s [64, 64] = a b^T over all 256 columns of two tiles, as one group.
 __device__ inline void start_scores(float (&s)[32], std::uint64_t a, std::uint64_t b) {
   using namespace hopper;
   pin(s);
-  // Opaque, so that the sixteen descriptors of a tile that stays are not kept in registers.
-  asm volatile("" : "+l"(a), "+l"(b));
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < kDim / 16; ++i) {

@@ -66,33 +66,41 @@ __device__ void produce_forward(const ForwardArguments& a, ForwardShared& s) {
   }
 }
 
-/// Running softmax of the thread's two rows, in base 2 and without the quad's other lanes for the sums.
+/// Running softmax of the thread's two rows. The shift of a row is its largest score of some tile so far: it
+/// follows only where a score is more than kSlack above it, which spares most tiles the maximum over the quad
+/// and the sums their factor. Probabilities then reach exp(kSlack), far below what float32 and bf16 hold.
 struct Softmax {
+  static constexpr float kSlack = 5.0f;
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+  float shift[2] = {0.0f, 0.0f};  ///< top in base 2, 0 before the first visible key
 
-  /// Scores become exp(score - top) with the new top; what was summed before is to be multiplied by `factor`.
-  __device__ void step(float (&s)[32], float (&factor)[2]) {
+  /// Scores become exp(score - top). True where the top of any row of the warp has moved: what was summed
+  /// before is then to be multiplied by `factor`.
+  __device__ bool step(float (&s)[32], float (&factor)[2]) {
+    float step_top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float step_top = top[r];
+    for (int i = 0; i < 32; ++i) step_top[i / 2 % 2] = fmaxf(step_top[i / 2 % 2], s[i]);
+    const bool behind = step_top[0] > top[0] + kSlack || step_top[1] > top[1] + kSlack;
+    const bool moved = __any_sync(0xffffffffu, behind);
+    if (moved) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) step_top = fmaxf(step_top, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
-      step_top = fmaxf(step_top, __shfl_xor_sync(0xffffffffu, step_top, 1));
-      step_top = fmaxf(step_top, __shfl_xor_sync(0xffffffffu, step_top, 2));
-      const float shift = step_top == -INFINITY ? 0.0f : step_top * kLog2E;
-      factor[r] = exp2_of(fmaf(top[r], kLog2E, -shift));
-      top[r] = step_top;
-      float step_sum = 0.0f;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-#pragma unroll
-        for (int j = 4 * i + 2 * r; j < 4 * i + 2 * r + 2; ++j) {
-          s[j] = exp2_of(fmaf(s[j], kLog2E, -shift));
-          step_sum += s[j];
-        }
+      for (int r = 0; r < 2; ++r) {
+        step_top[r] = fmaxf(step_top[r], __shfl_xor_sync(0xffffffffu, step_top[r], 1));
+        step_top[r] = fmaxf(step_top[r], __shfl_xor_sync(0xffffffffu, step_top[r], 2));
+        step_top[r] = fmaxf(step_top[r], top[r]);
+        const float step_shift = step_top[r] == -INFINITY ? 0.0f : step_top[r] * kLog2E;
+        factor[r] = top[r] == -INFINITY ? 0.0f : exp2_of(shift[r] - step_shift);
+        top[r] = step_top[r], shift[r] = step_shift;
+        sum[r] *= factor[r];
       }
-      sum[r] = fmaf(sum[r], factor[r], step_sum);
     }
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int r = i / 2 % 2;
+      s[i] = exp2_of(fmaf(s[i], kLog2E, -shift[r]));
+      sum[r] += s[i];
+    }
+    return moved;
   }
 
   /// Sums over the quad.
@@ -120,45 +128,44 @@ __device__ inline void mask_scores(float (&s)[32], const Rows& rows, int key, co
 }
 
 __device__ inline void rescale(float (&out)[128], const float (&factor)[2]) {
-  if (!__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) return;
 #pragma unroll
   for (int i = 0; i < 128; ++i) out[i] *= factor[i / 2 % 2];
 }
 
-/// Waits for the scores of tile `key` and makes them probabilities in place.
-__device__ inline void take_scores(ForwardShared& s, const Rows& rows, const Place& place, int key,
+/// Waits for the scores of tile `key` and makes them probabilities in place; as Softmax::step.
+__device__ inline bool take_scores(ForwardShared& s, const Rows& rows, const Place& place, int key,
                                    Ring<ForwardShared::kStages>& k, Softmax& softmax, float (&scores)[32],
                                    float (&factor)[2]) {
   hopper::pin(scores);
   arrive_warp(s.k_empty[k.stage]);
   k.next();
   mask_scores(scores, rows, key, place);
-  softmax.step(scores, factor);
+  return softmax.step(scores, factor);
 }
 
 /// Walks the item's tiles of keys (one at least); out += the unnormalised sum over the values.
 __device__ inline void attend(ForwardShared& s, const Rows& rows, const Place& place, int begin, int tiles,
-                              std::uint64_t q, Ring<ForwardShared::kStages>& k,
-                              Ring<ForwardShared::kStages>& v, Softmax& softmax, float (&out)[128]) {
+                              const Tile& q, Ring<ForwardShared::kStages>& k, Ring<ForwardShared::kStages>& v,
+                              Softmax& softmax, float (&out)[128]) {
   float scores[32], factor[2];
   std::uint32_t p[4][4];
   hopper::wait(at(&s.k_full[k.stage]), k.parity);
-  start_scores(scores, q, by_rows(s.k[k.stage]));
+  start_scores(scores, by_rows(q), by_rows(s.k[k.stage]));
   hopper::wgmma_wait<0>();
   take_scores(s, rows, place, begin, k, softmax, scores, factor);
   pack(p, scores);
   for (int j = 1; j < tiles; ++j) {
     hopper::wait(at(&s.k_full[k.stage]), k.parity);
-    start_scores(scores, q, by_rows(s.k[k.stage]));
+    start_scores(scores, by_rows(q), by_rows(s.k[k.stage]));
     hopper::wait(at(&s.v_full[v.stage]), v.parity);
     start_sum(out, p, by_columns(s.v[v.stage]), true);
     hopper::wgmma_wait<1>();
-    take_scores(s, rows, place, begin + j * kTile, k, softmax, scores, factor);
+    const bool moved = take_scores(s, rows, place, begin + j * kTile, k, softmax, scores, factor);
     hopper::wgmma_wait<0>();
     hopper::pin(out);
     arrive_warp(s.v_empty[v.stage]);
     v.next();
-    rescale(out, factor);
+    if (moved) rescale(out, factor);
     pack(p, scores);
   }
   arrive_warp(s.q_empty);
@@ -171,9 +178,8 @@ __device__ inline void attend(ForwardShared& s, const Rows& rows, const Place& p
 }
 
 __device__ void consume_forward(const ForwardArguments& a, ForwardShared& s) {
-  const int group = static_cast<int>(threadIdx.x) / 128;
+  const int group = warpgroup_index();
   const Place place;
-  const std::uint64_t q_tile = by_rows(s.q[group]);
   Ring<2> queue;
   Ring<1> q;
   Ring<ForwardShared::kStages> k, v;
@@ -188,7 +194,7 @@ __device__ void consume_forward(const ForwardArguments& a, ForwardShared& s) {
     if (const int tiles = tiles_of(work); tiles > 0) {
       hopper::wait(at(&s.q_full), q.parity);
       q.next();
-      attend(s, rows, place, work.begin, tiles, q_tile, k, v, softmax, out);
+      attend(s, rows, place, work.begin, tiles, s.q[group], k, v, softmax, out);
     }
     softmax.finish();
     float factor[2];

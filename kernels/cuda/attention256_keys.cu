@@ -67,15 +67,6 @@ struct GradientCursor {
   }
 };
 
-/// Named barriers of both consumer warpgroups: half of the probabilities of a stage are there, and all of a
-/// stage have been read.
-constexpr std::uint32_t p_full(std::uint32_t stage, std::uint32_t half) {
-  return 1 + 2 * stage + half;
-}
-constexpr std::uint32_t p_empty(std::uint32_t stage) {
-  return 5 + stage;
-}
-
 struct KeyShared {
   static constexpr int kStages = 2;
   Tile k, v, q[kStages], d_out[kStages];
@@ -83,6 +74,7 @@ struct KeyShared {
   float lse2[kStages][kTile], delta[kStages][kTile];
   Barrier k_full, k_empty, v_full, v_empty;
   Barrier q_full[kStages], q_empty[kStages], d_out_full[kStages], d_out_empty[kStages];
+  Barrier p_full[kStages][2], p_empty[kStages];  ///< p comes in halves; every thread arrives for its own
   Queue queue;
 
   __device__ void init() {
@@ -94,6 +86,8 @@ struct KeyShared {
       hopper::barrier_init(at(&d_out_full[i]), 1);
       hopper::barrier_init(at(&q_empty[i]), 2 * kWarps);
       hopper::barrier_init(at(&d_out_empty[i]), 2 * kWarps);
+      for (Barrier& b : p_full[i]) hopper::barrier_init(at(&b), kConsumers / 2);
+      hopper::barrier_init(at(&p_empty[i]), kConsumers / 2);
     }
     queue.init();
     hopper::fence_barrier_init();
@@ -208,11 +202,6 @@ struct KeyConsumer {
 struct ValueSide : KeyConsumer {
   float2 lse2[8];
 
-  __device__ void begin() {}
-  __device__ void end() {
-    for (std::uint32_t i = 0; i < KeyShared::kStages; ++i) hopper::named_sync(p_empty(i), kConsumers);
-  }
-
   /// Scores of the stage become p, sixteen queries after the other, here and for the other warpgroup; starts
   /// d_v += p^T d_out with each.
   __device__ __forceinline__ void take(float (&scores)[32], std::uint32_t (&p)[4][4], const Columns& columns,
@@ -220,7 +209,7 @@ struct ValueSide : KeyConsumer {
     hopper::pin(scores);
     arrive_warp(s.q_empty[stage.stage]);
     mask_scores(scores, columns, query, place);
-    hopper::named_sync(p_empty(stage.stage), kConsumers);
+    hopper::wait(at(&s.p_empty[stage.stage]), stage.parity ^ 1);
     hopper::wait(at(&s.d_out_full[stage.stage]), stage.parity);
     const std::uint64_t d_out = by_columns(s.d_out[stage.stage]);
 #pragma unroll
@@ -234,7 +223,7 @@ struct ValueSide : KeyConsumer {
 #pragma unroll
       for (int j = 0; j < 4; ++j) p[i][j] = pack(x[2 * j], x[2 * j + 1]);
       s.p[stage.stage][i][thread] = make_uint4(p[i][0], p[i][1], p[i][2], p[i][3]);
-      if (i % 2 == 1) hopper::named_arrive(p_full(stage.stage, i / 2), kConsumers);
+      if (i % 2 == 1) hopper::arrive(at(&s.p_full[stage.stage][i / 2]));
       add_step(d_v, p[i], d_out, i);
     }
     hopper::wgmma_commit();
@@ -280,11 +269,6 @@ struct ValueSide : KeyConsumer {
 struct KeySide : KeyConsumer {
   float2 delta[8];
 
-  __device__ void begin() {
-    for (std::uint32_t i = 0; i < KeyShared::kStages; ++i) hopper::named_arrive(p_empty(i), kConsumers);
-  }
-  __device__ void end() {}
-
   /// Gradients of the probabilities become those of the scores, sixteen queries after the other; starts
   /// d_k += ds^T q with each.
   __device__ __forceinline__ void take(float (&d_p)[32], std::uint32_t (&d_s)[4][4], float (&d_k)[128]) {
@@ -294,7 +278,7 @@ struct KeySide : KeyConsumer {
     const std::uint64_t q = by_columns(s.q[stage.stage]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (i % 2 == 0) hopper::named_sync(p_full(stage.stage, i / 2), kConsumers);
+      if (i % 2 == 0) hopper::wait(at(&s.p_full[stage.stage][i / 2]), stage.parity);
       const uint4 word = s.p[stage.stage][i][thread];
       const std::uint32_t p[4] = {word.x, word.y, word.z, word.w};
 #pragma unroll
@@ -303,7 +287,7 @@ struct KeySide : KeyConsumer {
         d_s[i][j] = pack(low_half(p[j]) * (d_p[from] - delta[from / 4].x),
                          high_half(p[j]) * (d_p[from + 1] - delta[from / 4].y));
       }
-      if (i == 3) hopper::named_arrive(p_empty(stage.stage), kConsumers);
+      if (i == 3) hopper::arrive(at(&s.p_empty[stage.stage]));
       add_step(d_k, d_s[i], q, i);
     }
     hopper::wgmma_commit();
@@ -349,10 +333,9 @@ struct KeySide : KeyConsumer {
 template <class Side>
 __device__ void consume(const KeyArguments& a, KeyShared& s, Bf16* to) {
   Side side{{a, s}};
-  side.begin();
   for (;;) {
     const Work work = s.queue.pop(side.queue);
-    if (work.number >= a.items) return side.end();
+    if (work.number >= a.items) return;
     const KeyItem item(a, work);
     float sum[128] = {};
     if (item.steps > 0) side.walk(item, sum);

@@ -102,7 +102,7 @@ __device__ inline void to_rows(std::uint32_t (&d_s)[4][4], const uint4 (&raw)[4]
 }
 
 __device__ void consume_sums(const SumArguments& a, SumShared& s) {
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int warpgroup = warpgroup_index();
   const Place place;
   Ring<2> queue;
   Ring<SumShared::kStages> stage;
@@ -240,7 +240,7 @@ __device__ inline void probabilities(float (&s)[32], const float (&lse2)[2], con
 struct QueryConsumer {
   const QueryArguments& a;
   QueryShared& s;
-  int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  int warpgroup = warpgroup_index();
   Place place;
   Ring<2> queue, k;
   Ring<1> q, v;

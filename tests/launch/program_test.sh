@@ -66,6 +66,9 @@ expect 0 'million/s' "$program" bench data g/train --sequence-length 512 --secon
 expect 0 'image and' "$program" bench data --size 10MB --seconds 0.05 --keep made
 expect 0 'manifest.json' ls made/sounds
 
+expect 0 'full layer' "$program" bench attention --tokens 24 --rounds 1 --device cpu
+expect 1 '--tokens: 0 is out of range' "$program" bench attention --tokens 0
+
 # Turkish: dotless i, decimal comma. A locale that does not exist is no trouble either.
 for locale in tr_TR.UTF-8 nowhere C; do
   expect 0 'lr: 0.00015' env LC_ALL="$locale" LANG="$locale" "$program" config show -c run.yaml
