@@ -116,14 +116,15 @@ def resume(runs):
 
 def kills(runs):
     """SIGKILL at 20 random moments, saves included: a resume finds a whole checkpoint and goes on as if nothing happened."""
-    runs.run("whole", 2, steps=400, every=3)
+    _, took = runs.run("whole", 2, steps=200, every=3, seconds=900)
     rng = random.Random(5)
     killed = 0
     while killed < 20:
-        process = subprocess.Popen(runs.command("killed", 2, steps=400, every=3), stdout=subprocess.PIPE,
+        process = subprocess.Popen(runs.command("killed", 2, steps=200, every=3), stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True, start_new_session=True)
         try:
-            output, _ = process.communicate(timeout=0.7 + 1.3 * rng.random())
+            # A start takes about a second on a quiet machine, and longer where a whole run does.
+            output, _ = process.communicate(timeout=0.7 + max(1.3, took / 10) * rng.random())
             check(process.returncode == 0, f"a resumed run failed with {process.returncode}:\n{output}")
             break
         except subprocess.TimeoutExpired:
@@ -131,7 +132,7 @@ def kills(runs):
             subprocess.run(["pkill", "-KILL", "-f", f"{runs.folder}/killed.yaml"])
             process.communicate()
             killed += 1
-    runs.run("killed", 2, steps=400, every=3)
+    runs.run("killed", 2, steps=200, every=3, seconds=900)
     print(f"killed {killed} times")
     check(killed >= 10, "the run ended before it could be killed often enough")
     same_bits(runs.steps("killed"), runs.steps("whole"), "killed and resumed")
