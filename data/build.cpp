@@ -118,6 +118,7 @@ class Builder {
     std::vector<std::jthread> workers;
     const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     const int count = options_.threads > 0 ? options_.threads : cores;
+    workers.reserve(static_cast<std::size_t>(count));
     for (int i = 0; i < count; ++i) workers.emplace_back([this] { work(); });
     for (std::jthread& worker : workers) worker.join();
     if (turnstile_.failure()) std::rethrow_exception(turnstile_.failure());

@@ -51,8 +51,9 @@ class Maker {
     add(document, layout_.begin_image, 1);
     image.first_token = add(document, layout_.image, image.columns * image.rows);
     add(document, layout_.end_image, 1);
-    image.patches.resize(static_cast<std::size_t>(image.columns * image.rows * layout_.patch_width),
-                         static_cast<std::uint8_t>(random_()));
+    image.patches.resize(
+        static_cast<std::size_t>(std::int64_t{image.columns} * image.rows * layout_.patch_width),
+        static_cast<std::uint8_t>(random_()));
     document.images.push_back(std::move(image));
   }
   void add_sound(Document& document) {
@@ -60,7 +61,7 @@ class Maker {
     add(document, layout_.begin_audio, 1);
     sound.first_token = add(document, layout_.audio, sound.frames);
     add(document, layout_.end_audio, 1);
-    sound.samples.resize(static_cast<std::size_t>(sound.frames * layout_.frame_width),
+    sound.samples.resize(static_cast<std::size_t>(std::int64_t{sound.frames} * layout_.frame_width),
                          static_cast<std::int16_t>(random_()));
     document.sounds.push_back(std::move(sound));
   }

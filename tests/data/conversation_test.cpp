@@ -238,6 +238,41 @@ TEST(Conversation, PlacesImagesSoundsAndVideos) {
   EXPECT_EQ(d.tokens[static_cast<std::size_t>(d.images[2].first_token)], 270);
 }
 
+TEST(Conversation, SystemTurnsMediaAndReasoningTogether) {
+  const Document d = render(R"({"messages": [
+      {"role":"system","content":"S"},
+      {"role":"user","content":[{"type":"image","image":"a.jpg"},"A"]},
+      {"role":"assistant","content":"B","reasoning":"R"},
+      {"role":"user","content":["C",{"type":"audio","audio":"b.wav"}]},
+      {"role":"assistant","content":"D"}]})");
+  // Numbers throughout: a byte b is 4 + b, the markup 260 to 270 (data/byte_tokenizer.h).
+  const std::vector<std::pair<std::vector<std::int32_t>, std::uint8_t>> expected = {
+      {{2}, 0},                                                        // <bos>
+      {{260, 119, 125, 119, 120, 105, 113, 14, 87, 261, 14}, 0},       // <|turn>system\nS<turn|>\n
+      {{260, 121, 119, 105, 118, 14}, 0},                              // <|turn>user\n
+      {{264, 265, 265, 265, 265, 265, 265, 266, 69, 261, 14}, 0},      // <|image>......<image|>A<turn|>\n
+      {{260, 113, 115, 104, 105, 112, 14}, 0},                         // <|turn>model\n
+      {{262, 120, 108, 115, 121, 107, 108, 120, 14, 86, 14, 263}, 1},  // <|channel>thought\nR\n<channel|>
+      {{70, 261}, 1},                                                  // B<turn|>
+      {{14, 260, 121, 119, 105, 118, 14, 71}, 0},                      // \n<|turn>user\nC
+      {{267, 268, 268, 269, 261, 14}, 0},                              // <|audio>..<audio|><turn|>\n
+      {{260, 113, 115, 104, 105, 112, 14}, 0},                         // <|turn>model\n
+      {{262, 120, 108, 115, 121, 107, 108, 120, 14, 263}, 0},          // <|channel>thought\n<channel|>
+      {{72, 261}, 1},                                                  // D<turn|>
+      {{14}, 0}};
+  std::vector<std::int32_t> tokens;
+  std::vector<std::uint8_t> mask;
+  for (const auto& [ids, trained] : expected) {
+    tokens.insert(tokens.end(), ids.begin(), ids.end());
+    mask.resize(tokens.size(), trained);
+  }
+  EXPECT_EQ(d.tokens, tokens);
+  EXPECT_EQ(d.trained, mask);
+  EXPECT_EQ(d.images.at(0).first_token, 1 + 11 + 6 + 1);
+  EXPECT_EQ(d.sounds.at(0).first_token, 1 + 11 + 6 + 11 + 7 + 12 + 2 + 8 + 1);
+  EXPECT_EQ(d.cuts, (std::vector<std::int32_t>{1, 12, 51}));
+}
+
 TEST(Conversation, NothingOfAMediumIsEverTrained) {
   ConversationOptions options;
   options.train_on = TrainOn::all;
