@@ -179,9 +179,11 @@ def bad_input(runs):
     files = sorted(f for f in os.listdir(f"{runs.folder}/g/checkpoints/step-00000008") if f.endswith(".h5"))
     damaged = f"{runs.folder}/g/checkpoints/step-00000008/{files[-1]}"
     os.truncate(damaged, os.path.getsize(damaged) - 100)
-    refused("g", re.escape(files[-1]))
-    output, _ = runs.run("g", 2, "checkpoint.fallback=true", steps=10)
+    refused("g", re.escape(files[-1]), "checkpoint.fallback=false")
+    output, _ = runs.run("g", 2, steps=10, every=4)
     check("step-00000004" in output, f"expected the one before:\n{output}")
+    names = set(os.listdir(f"{runs.folder}/g/checkpoints"))
+    check({"step-00000008", "step-00000008.damaged-1"} <= names, f"expected the damaged one beside a new one: {names}")
 
 
 CASES = dict(ranks=ranks, resume=resume, kills=kills, faults=faults, bad_input=bad_input)
