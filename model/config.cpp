@@ -1,12 +1,13 @@
 #include "model/config.h"
 
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "kernels/check.h"
 #include "kernels/dtype.h"
+#include "kernels/file.h"
+#include "kernels/json.h"
 
 namespace lapidary {
 
@@ -67,7 +68,8 @@ class Section {
   std::string file_, path_;
 };
 
-constexpr std::int64_t kMaxSize = 1 << 24;  // no dimension of this model comes near it
+constexpr std::int64_t kLargestFile = 16 << 20;  // bytes
+constexpr std::int64_t kMaxSize = 1 << 24;       // no dimension of this model comes near it
 
 /// Which layers are full: layer_types, or the rule that every sixth is; a last layer that is not full becomes
 /// full.
@@ -225,23 +227,14 @@ void read_media(const Section& top, ModelConfig& config) {
   }
 }
 
-Json parse(const std::string& path) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  require(in.good(), "{}: cannot be opened, expected a Hugging Face config.json", path);
-  const auto size = static_cast<std::int64_t>(in.tellg());
-  require(size <= 16 << 20, "{}: {} bytes, expected a config.json of at most 16 MiB", path, size);
-  in.seekg(0);
-  try {
-    return Json::parse(in);
-  } catch (const Json::exception& e) {
-    fail("{}: not JSON: {}", path, e.what());
-  }
-}
-
 }  // namespace
 
 ModelConfig read_model_config(const std::string& path) {
-  const Json json = parse(path);
+  return parse_model_config(read_text_file(path, kLargestFile), path);
+}
+
+ModelConfig parse_model_config(std::string_view text_of_file, const std::string& path) {
+  const Json json = parse_json(text_of_file, path);
   const Section top(json, path, "");
   const Section text = top.section("text_config");
   refuse_other_models(top, text);

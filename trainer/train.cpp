@@ -79,6 +79,7 @@ class Trainer {
       if (resumed->own) saved_step_ = save_begun_ = progress_.step;
     }
     progress_.seed = config.run.seed;
+    start_step_ = progress_.step;
     if (leads()) {
       print_start();
       MetricsOptions options;
@@ -273,7 +274,8 @@ class Trainer {
     report(run_.checkpoints().wait_for_save());
     if (leads()) {
       metrics_->end(progress_.step, stopped ? "stopped by a signal or run.stop_after" : "finished");
-      write_loss_curve(run_.directory() + "/metrics.jsonl", run_.directory() + "/loss.svg");
+      if (progress_.step > start_step_)
+        write_loss_curve(run_.directory() + "/metrics.jsonl", run_.directory() + "/loss.svg");
     }
     if (saved_step_ != progress_.step) return ExitCode::peer_lost;  // said above: a batch script tries again
     return stopped ? ExitCode::interrupted : ExitCode::ok;
@@ -311,6 +313,7 @@ class Trainer {
   double lr_ = 0, norm_ = 0;
   std::optional<double> validation_loss_;
   std::int64_t validated_step_ = -1;
+  std::int64_t start_step_ = 0;
   std::int64_t save_begun_ = -1, saved_step_ = -1;
 };
 

@@ -145,7 +145,7 @@ TEST_F(HuggingFace, InMemoryNamesComeOutAsOnDisk) {
 
 TEST_F(HuggingFace, CutAndTypeAsAsked) {
   const std::string checkpoint = import(kReference, "a");
-  const std::string out = export_to(checkpoint, "cut", {.source = "", .max_file_bytes = 100000});
+  const std::string out = export_to(checkpoint, "cut", {.source = "", .max_file_bytes = 50000});
   const std::string narrow =
       export_to(checkpoint, "narrow", {.source = "", .max_file_bytes = 0, .type = ExportType::bf16});
   if (world_.rank() != 0) return;
