@@ -70,6 +70,7 @@ Event CheckpointSaver::start(std::int64_t step, std::string state_json, std::opt
       });
     });
     copied = backend_->record(*copies_);
+    queue_.end();
   } catch (...) {
     queue_.stop();
     throw;

@@ -36,7 +36,7 @@ StagingQueue::~StagingQueue() {
 void StagingQueue::restart() {
   const std::lock_guard lock(mutex_);
   pieces_.clear();
-  first_in_use_ = stopped_ = false;
+  first_in_use_ = may_empty_ = stopped_ = false;
 }
 
 bool StagingQueue::find_room(std::size_t bytes, std::size_t& begin) const {
@@ -57,6 +57,10 @@ bool StagingQueue::push(std::size_t bytes, const std::function<Event(void*)>& fi
   std::size_t begin = 0;
   {
     std::unique_lock lock(mutex_);
+    if (!find_room(taken, begin)) {
+      may_empty_ = true;
+      changed_.notify_all();
+    }
     changed_.wait(lock, [&] { return stopped_ || find_room(taken, begin); });
     if (stopped_) return false;
   }
@@ -65,6 +69,12 @@ bool StagingQueue::push(std::size_t bytes, const std::function<Event(void*)>& fi
   pieces_.push_back({begin, begin + taken, std::move(filled)});
   changed_.notify_all();
   return true;
+}
+
+void StagingQueue::end() {
+  const std::lock_guard lock(mutex_);
+  may_empty_ = true;
+  changed_.notify_all();
 }
 
 const void* StagingQueue::pop() {
@@ -76,7 +86,7 @@ const void* StagingQueue::pop() {
       pieces_.pop_front();
       changed_.notify_all();
     }
-    changed_.wait(lock, [&] { return stopped_ || !pieces_.empty(); });
+    changed_.wait(lock, [&] { return stopped_ || (may_empty_ && !pieces_.empty()); });
     require(!stopped_, "the training state was not copied to its end");
     first_in_use_ = true;
     begin = pieces_.front().begin;

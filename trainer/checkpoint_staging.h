@@ -12,7 +12,9 @@
 
 namespace lapidary {
 
-/// A queue of pieces in a ring of fixed size. Whoever fills waits for room; whoever empties waits for pieces.
+/// A queue of pieces in a ring of fixed size. Whoever fills waits for room; whoever empties waits for pieces,
+/// and for the first of them until all are there or the ring is full: while training stands still for the
+/// copy, nothing else shall take the memory's time.
 class StagingQueue {
  public:
   /// Takes the memory now (pinned where the device copies asynchronously): at least one piece's, at most what
@@ -28,6 +30,8 @@ class StagingQueue {
   /// Waits for room, calls `fill` with it, and queues it; the event that `fill` returns says when it is
   /// filled. False, without a call: stopped.
   bool push(std::size_t bytes, const std::function<Event(void* to)>& fill);
+  /// All pieces are pushed.
+  void end();
   /// The oldest piece, filled; good until the next call. Error: stopped.
   const void* pop();
   /// Nobody waits any longer, on either side.
@@ -47,6 +51,7 @@ class StagingQueue {
   std::condition_variable changed_;
   std::deque<Piece> pieces_;  ///< the first may be in use by whoever empties
   bool first_in_use_ = false;
+  bool may_empty_ = false;  ///< all are pushed, or the ring was full
   bool stopped_ = false;
 };
 

@@ -152,6 +152,7 @@ TEST(StagingQueueTest, PiecesKeepTheirOrderInAnySize) {
           });
           ++number;
         });
+        queue.end();
       });
       std::uint8_t number = 0;
       plan.for_each_piece([&](const ShardPiece& piece) {
