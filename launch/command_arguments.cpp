@@ -19,6 +19,9 @@ void describe_config(ConfigArguments& a, CommandSyntax& syntax) {
 
 void describe(TrainArguments& a, CommandSyntax& syntax) {
   describe_config(a.config, syntax);
+  syntax.text(
+      "resume", "WHERE", a.resume,
+      "auto, none, weights-only or a checkpoint's folder: for this start, instead of checkpoint.resume");
   syntax.epilogue("Configuration keys [default]:\n\n" + config_help());
 }
 
@@ -91,6 +94,52 @@ void describe(BenchDataArguments& a, CommandSyntax& syntax) {
 void describe(CheckpointInspectArguments& a, CommandSyntax& syntax) {
   syntax.positional("CHECKPOINT", a.checkpoint, "folder of a checkpoint");
   syntax.require_one("CHECKPOINT");
+}
+
+void describe(CheckpointVerifyArguments& a, CommandSyntax& syntax) {
+  syntax.positionals("CHECKPOINT", a.checkpoints, "folder of a checkpoint, or of a run: its newest");
+  syntax.require_one("CHECKPOINT");
+}
+
+void describe(CheckpointImportArguments& a, CommandSyntax& syntax) {
+  syntax.positional("FOLDER", a.folder, "Hugging Face folder: config.json and safetensors");
+  syntax.text("output,o", "DIRECTORY", a.output, "where the checkpoint step-00000000 goes");
+  syntax.require_one("FOLDER");
+  syntax.require_one("output");
+}
+
+void describe(CheckpointExportArguments& a, CommandSyntax& syntax) {
+  syntax.positional("CHECKPOINT", a.checkpoint, "folder of a checkpoint, or of a run: its newest");
+  syntax.text("output,o", "FOLDER", a.output, "the Hugging Face folder to make; must not exist");
+  syntax.text(
+      "source", "FOLDER", a.source,
+      "Hugging Face folder to take config.json, tokenizer and other files from, and the cut into files; "
+      "the one the checkpoint was imported from if not given");
+  syntax.bytes("max-file", a.max_file, "most bytes of tensors in a file; not given: as the source, or 5 GB");
+  syntax.word("dtype", a.dtype, {"stored", "bf16", "f16", "f32"}, "type of the weights");
+  syntax.require_one("CHECKPOINT");
+  syntax.require_one("output");
+}
+
+void describe(CheckpointReshardArguments& a, CommandSyntax& syntax) {
+  syntax.positional("CHECKPOINT", a.checkpoint, "folder of a checkpoint, or of a run: its newest");
+  syntax.text("output,o", "DIRECTORY", a.output, "where the new checkpoint goes, under its step's name");
+  syntax.number("shards", a.shards, 1, 100'000, "files to cut it into");
+  syntax.flag("weights-only", a.weights_only, "leave masters and moments out");
+  syntax.require_one("CHECKPOINT");
+  syntax.require_one("output");
+}
+
+void describe(CheckpointAverageArguments& a, CommandSyntax& syntax) {
+  syntax.positionals("CHECKPOINT", a.checkpoints, "folder of a checkpoint, or of a run: its newest");
+  syntax.text("output,o", "DIRECTORY", a.output, "where the mean goes, under the newest one's step");
+  syntax.require_one("CHECKPOINT");
+  syntax.require_one("output");
+}
+
+void describe(CheckpointDiffArguments& a, CommandSyntax& syntax) {
+  syntax.positionals("PATH", a.paths, "two: checkpoints, runs or Hugging Face folders");
+  syntax.require_one("PATH");
 }
 
 void describe(ParityArguments& a, CommandSyntax& syntax) {

@@ -54,6 +54,15 @@ Command make_command(const std::string& name, const std::string& summary,
       std::function<int(const Arguments&)>([run, session](const Arguments& a) { return run(a, *session); }));
 }
 
+/// A command of one process or of ranks, which gets a session where mpirun or srun started it.
+template <class Arguments>
+Command make_command(const std::string& name, const std::string& summary,
+                     int (*run)(const Arguments&, const MpiSession*), const MpiSession* session) {
+  return make_command<Arguments>(
+      name, summary,
+      std::function<int(const Arguments&)>([run, session](const Arguments& a) { return run(a, session); }));
+}
+
 /// Finds the command that the words begin with and runs it with the rest; --help and --version by itself.
 /// Throws Error for an unknown command, with the nearest known one.
 int dispatch(const std::vector<Command>& commands, const std::vector<std::string>& words, std::ostream& out);

@@ -8,6 +8,7 @@
 
 #include "data/build.h"
 #include "kernels/device.h"
+#include "trainer/checkpoint_tools.h"
 #include "trainer/config_reader.h"
 #include "trainer/run_config.h"
 #include "trainer/step_bench.h"
@@ -26,6 +27,7 @@ struct ConfigArguments {
 /// lapidary train
 struct TrainArguments {
   ConfigArguments config;
+  std::string resume;  ///< as checkpoint.resume, which it sets; empty: the configuration's
 };
 int run_train(const TrainArguments& arguments, const MpiSession& session);
 
@@ -102,6 +104,51 @@ struct CheckpointInspectArguments {
 };
 int run_checkpoint_inspect(const CheckpointInspectArguments& arguments);
 
+/// lapidary checkpoint verify
+struct CheckpointVerifyArguments {
+  std::vector<std::string> checkpoints;
+};
+int run_checkpoint_verify(const CheckpointVerifyArguments& arguments);
+
+/// lapidary checkpoint import
+struct CheckpointImportArguments {
+  std::string folder;  ///< Hugging Face's
+  std::string output;  ///< folder of checkpoints
+};
+int run_checkpoint_import(const CheckpointImportArguments& arguments, const MpiSession* session);
+
+/// lapidary checkpoint export
+struct CheckpointExportArguments {
+  std::string checkpoint;
+  std::string output;  ///< folder to be made
+  std::string source;
+  std::int64_t max_file = 0;  ///< bytes; 0: see ExportOptions
+  ExportType dtype = ExportType::stored;
+};
+int run_checkpoint_export(const CheckpointExportArguments& arguments, const MpiSession* session);
+
+/// lapidary checkpoint reshard
+struct CheckpointReshardArguments {
+  std::string checkpoint;
+  std::string output;  ///< folder of checkpoints
+  int shards = 1;
+  bool weights_only = false;
+};
+int run_checkpoint_reshard(const CheckpointReshardArguments& arguments);
+
+/// lapidary checkpoint average
+struct CheckpointAverageArguments {
+  std::vector<std::string> checkpoints;
+  std::string output;  ///< folder of checkpoints
+};
+int run_checkpoint_average(const CheckpointAverageArguments& arguments);
+
+/// lapidary checkpoint diff
+struct CheckpointDiffArguments {
+  std::vector<std::string> paths;
+};
+int run_checkpoint_diff(const CheckpointDiffArguments& arguments);
+
 /// lapidary parity
 struct ParityArguments {
   std::string reference;
@@ -152,6 +199,12 @@ void describe(DataFolderArguments& a, CommandSyntax& syntax);
 void describe(DataShowArguments& a, CommandSyntax& syntax);
 void describe(BenchDataArguments& a, CommandSyntax& syntax);
 void describe(CheckpointInspectArguments& a, CommandSyntax& syntax);
+void describe(CheckpointVerifyArguments& a, CommandSyntax& syntax);
+void describe(CheckpointImportArguments& a, CommandSyntax& syntax);
+void describe(CheckpointExportArguments& a, CommandSyntax& syntax);
+void describe(CheckpointReshardArguments& a, CommandSyntax& syntax);
+void describe(CheckpointAverageArguments& a, CommandSyntax& syntax);
+void describe(CheckpointDiffArguments& a, CommandSyntax& syntax);
 void describe(ParityArguments& a, CommandSyntax& syntax);
 void describe(BenchStepArguments& a, CommandSyntax& syntax);
 void describe(BenchAttentionArguments& a, CommandSyntax& syntax);

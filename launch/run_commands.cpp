@@ -22,7 +22,9 @@ NodePlace place_of(const MpiSession& session) {
 }  // namespace
 
 int run_train(const TrainArguments& arguments, const MpiSession& session) {
-  const RunConfig config = load_config(arguments.config.sources);
+  ConfigSources sources = arguments.config.sources;
+  if (!arguments.resume.empty()) sources.settings.push_back("checkpoint.resume=" + arguments.resume);
+  const RunConfig config = load_config(sources);
   HostGroup world(MPI_COMM_WORLD, kHostDeadline);
   return train(config, world, place_of(session), std::cout);
 }

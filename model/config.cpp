@@ -1,9 +1,12 @@
 #include "model/config.h"
 
 #include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
 
 #include "kernels/check.h"
 #include "kernels/dtype.h"
+#include "kernels/file.h"
 #include "kernels/json.h"
 
 namespace lapidary {
@@ -241,7 +244,11 @@ void read_media(const Section& top, ModelConfig& config) {
 }  // namespace
 
 ModelConfig read_model_config(const std::string& path) {
-  const Json json = read_json_file(path, kLargestFile);
+  return parse_model_config(read_text_file(path, kLargestFile), path);
+}
+
+ModelConfig parse_model_config(std::string_view text_of_file, const std::string& path) {
+  const Json json = parse_json(text_of_file, path);
   const Section top(json, path, "");
   const Section text = top.section("text_config");
   refuse_other_models(top, text);

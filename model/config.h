@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace lapidary {
@@ -64,5 +65,7 @@ struct ModelConfig {
 /// global_head_dim and num_global_key_value_heads, or with per_layer_config; refuses what this model does not
 /// have.
 ModelConfig read_model_config(const std::string& path);
+/// The same from the file's text; `where` stands for its name in messages.
+ModelConfig parse_model_config(std::string_view text, const std::string& where);
 
 }  // namespace lapidary

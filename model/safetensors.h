@@ -60,7 +60,8 @@ extern template void Safetensors::read(const StoredTensor&, std::int64_t, std::i
 extern template void Safetensors::read(const StoredTensor&, std::int64_t, std::int64_t, bf16*) const;
 extern template void Safetensors::read(const StoredTensor&, std::int64_t, std::int64_t, std::int64_t*) const;
 
-/// IEEE half precision to float, exactly.
+/// IEEE half precision to float, exactly, and back to nearest even; a NaN keeps what fits of its payload.
 float half_to_float(std::uint16_t bits);
+std::uint16_t float_to_half(float value);
 
 }  // namespace lapidary

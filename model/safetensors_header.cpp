@@ -83,6 +83,11 @@ const char* name_of(StoredType type) {
   return row_of(type).name;
 }
 
+bool is_float(StoredType type) {
+  return type == StoredType::bf16 || type == StoredType::f16 || type == StoredType::f32 ||
+         type == StoredType::f64;
+}
+
 SafetensorsHeader parse_safetensors_header(std::string_view text, std::int64_t data_bytes,
                                            const std::string& where) {
   require(text.starts_with('{'), "{}: the header does not begin with '{{': not a safetensors file?", where);

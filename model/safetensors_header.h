@@ -16,6 +16,7 @@ enum class StoredType : std::uint8_t { boolean, u8, i16, f16, bf16, i32, f32, f6
 
 std::int64_t size_of(StoredType type);  ///< bytes
 const char* name_of(StoredType type);   ///< "BF16"
+bool is_float(StoredType type);
 
 struct StoredTensor {
   std::string name;

@@ -33,9 +33,6 @@ void initialize_weights(Stream& stream, const ModelConfig& config, const Paramet
   }
 }
 
-namespace {
-
-/// The stored tensor of every parameter, by either of its names; one Error for everything that does not fit.
 std::vector<const StoredTensor*> match_tensors(const ParameterTable& table, const Safetensors& files) {
   std::vector<const StoredTensor*> out;
   std::string problems;
@@ -56,6 +53,10 @@ std::vector<const StoredTensor*> match_tensors(const ParameterTable& table, cons
       problems += fmt::format("\n  {}: shape {}, expected {}", found->name, shape_text(found->shape),
                               shape_text(spec.shape));
     }
+    if (!is_float(found->type)) {
+      problems +=
+          fmt::format("\n  {}: type {}, expected BF16, F16, F32 or F64", found->name, name_of(found->type));
+    }
   }
   for (const StoredTensor& tensor : files.tensors()) {
     // Transformers' in-memory state lists the tied head a second time; its values are the table's.
@@ -67,7 +68,9 @@ std::vector<const StoredTensor*> match_tensors(const ParameterTable& table, cons
   return out;
 }
 
-constexpr std::int64_t kPiece = std::int64_t{16} << 20;  // elements read at a time
+namespace {
+
+constexpr std::int64_t kPiece = std::int64_t{4} << 20;  // elements read at a time
 
 template <class T>
 void load_slice(Stream& stream, const Safetensors& files, const StoredTensor& stored, const ShardSlice& slice,

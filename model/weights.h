@@ -7,6 +7,7 @@
 #include "kernels/device.h"
 #include "model/config.h"
 #include "model/parameter_table.h"
+#include "model/safetensors.h"
 #include "parallel/sharded_units.h"
 
 namespace lapidary {
@@ -16,9 +17,12 @@ namespace lapidary {
 void initialize_weights(Stream& stream, const ModelConfig& config, const ParameterTable& table,
                         const std::vector<ParameterShard*>& shards, std::uint64_t seed);
 
+/// The stored tensor of every parameter of the table, found by its on-disk or its in-memory name. Error that
+/// lists every missing, unknown, misshapen and mistyped (not BF16, F16, F32 or F64) tensor.
+std::vector<const StoredTensor*> match_tensors(const ParameterTable& table, const Safetensors& files);
+
 /// Reads each slice's elements from the model folder (or file) at `path`. On-disk and in-memory names are
-/// accepted. Before anything is read, missing, unknown and misshapen tensors are one Error that lists them
-/// all.
+/// accepted. Before anything is read, everything that does not fit is one Error (match_tensors).
 void load_weights(Stream& stream, const ParameterTable& table, const std::vector<ParameterShard*>& shards,
                   const std::string& path);
 

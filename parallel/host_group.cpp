@@ -180,6 +180,12 @@ HostGroup::HostGroup(MPI_Comm communicator, Duration deadline) : HostGroup() {
   }
 }
 
+HostGroup HostGroup::duplicate() const {
+  if (size() == 1) return {};
+  if (!usable()) throw Error(fmt::format("no second group after: {}", state_->lost), ExitCode::peer_lost);
+  return {state_->operations, state_->deadline};
+}
+
 bool HostGroup::usable() const {
   return state_->lost.empty();
 }

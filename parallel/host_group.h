@@ -34,6 +34,8 @@ class HostGroup {
   HostGroup();
   /// Collective over `communicator`, which is duplicated.
   HostGroup(MPI_Comm communicator, Duration deadline);
+  /// Another group over the same ranks with the same deadline, for a thread of its own. Collective.
+  HostGroup duplicate() const;
   HostGroup(HostGroup&&) noexcept;
   HostGroup& operator=(HostGroup&&) noexcept;
   ~HostGroup();

@@ -5,6 +5,7 @@
 #include <functional>
 #include <iosfwd>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,7 +19,7 @@ namespace lapidary {
 /// A run of a tensor's elements (row-major, counted in the whole tensor) and where they lie on the host.
 struct CheckpointSlice {
   std::int64_t begin = 0, count = 0;
-  void* host = nullptr;  ///< count elements; written to when reading a checkpoint
+  void* data = nullptr;  ///< count elements on the host; written to when reading a checkpoint
 };
 
 /// What one rank holds of one tensor of the training state.
@@ -33,6 +34,26 @@ struct CheckpointTensor {
 /// Called at named points of the protocol (listed in docs/checkpoint-format.md) with nothing to do: tests
 /// kill the process or throw there.
 using CheckpointHook = std::function<void(std::string_view point)>;
+
+/// Consecutive values of a slice.
+struct ShardPiece {
+  std::size_t tensor = 0;  ///< number among the CheckpointTensors
+  const CheckpointSlice* slice = nullptr;
+  std::int64_t first = 0, count = 0, bytes = 0;  ///< elements from the slice's begin; their number and size
+};
+
+/// Where the values come from while a shard is written: from the slices' memory, or, by a class of its own,
+/// from a file or another thread.
+class ShardValues {
+ public:
+  virtual ~ShardValues() = default;
+  /// The piece's values; good until the next call. Pieces come in the order of ShardPlan::for_each_piece().
+  virtual const void* next(const ShardPiece& piece) {
+    return static_cast<const char*>(piece.slice->data) + piece.first * (piece.bytes / piece.count);
+  }
+  /// The shard will not be written to its end, so nobody asks for more.
+  virtual void abandon() {}
+};
 
 struct CheckpointWriteOptions {
   std::optional<double> metric;  ///< for CheckpointRetention::keep_best; lower is better
@@ -50,11 +71,23 @@ std::string write_checkpoint(const std::string& directory, std::int64_t step,
                              const std::vector<CheckpointTensor>& tensors, const std::string& state_json,
                              HostGroup& group, const CheckpointWriteOptions& options = {});
 
+struct ShardPlan;
+/// The same with plans made before (checkpoint_files.h) and values from elsewhere. A rank may bring several
+/// shards; those of rank 0 have the first numbers, and so on.
+std::string write_checkpoint(const std::string& directory, std::int64_t step,
+                             std::span<const ShardPlan> plans, ShardValues& values,
+                             const std::string& state_json, HostGroup& group,
+                             const CheckpointWriteOptions& options = {});
+
 /// A checkpoint whose files were all found unharmed.
 struct Checkpoint {
+  struct Damaged {
+    std::int64_t step;
+    std::string message;
+  };
   std::string path;
   CheckpointManifest manifest;
-  std::vector<std::string> passed_over;  ///< one message for each newer checkpoint that is damaged
+  std::vector<Damaged> passed_over;  ///< newer ones, newest first
 };
 
 /// Collective. The newest checkpoint of a directory ("step-<digits>" only), or nothing where there is none.
@@ -68,14 +101,18 @@ std::optional<Checkpoint> find_newest_checkpoint(const std::string& directory, b
 Checkpoint open_checkpoint(const std::string& path, HostGroup& group);
 
 struct CheckpointReadOptions {
-  bool convert =
-      false;  ///< f32 is read as bf16 and the reverse where the types differ; otherwise that is an Error
+  /// Where weights, masters, remainders and moments of another type or optimizer layout are stored, derive
+  /// what is asked for (checkpoint_convert.h); otherwise every difference is an Error.
+  bool convert = false;
+  /// Takes values to where a slice says; may return before they are there, not before `host` may change.
+  /// Absent: slices are host memory. Present: they are whatever this understands, such as a GPU's memory.
+  std::function<void(void* to, const void* host, std::size_t bytes)> store;
 };
 
 /// Fills the slices of `tensors`, however they are cut. Collective, for the sake of its errors only: each
-/// rank reads the ranges that it needs. All ranks together must ask for every tensor of each part that they
-/// ask for at all (to read weights only, ask for no other part). Missing, superfluous, misshapen and mistyped
-/// tensors are an Error that lists them.
+/// rank reads the ranges that it needs, a few MiB at a time. All ranks together must ask for every tensor of
+/// each part that they ask for at all (to read weights only, ask for no other part). Missing, superfluous,
+/// misshapen and mistyped tensors are an Error that lists them.
 void read_checkpoint(const Checkpoint& checkpoint, const std::vector<CheckpointTensor>& tensors,
                      HostGroup& group, const CheckpointReadOptions& options = {});
 

@@ -151,6 +151,16 @@ std::vector<std::string> delete_old_checkpoints(const std::string& directory,
   return problems;
 }
 
+std::string set_aside_damaged(const std::string& directory, std::int64_t step) {
+  const std::string path = fmt::format("{}/{}", directory, checkpoint_name(step));
+  for (int number = 1;; ++number) {
+    std::string aside = fmt::format("{}.damaged-{}", path, number);
+    if (fs::exists(fs::symlink_status(aside))) continue;
+    publish_new(path, aside);
+    return aside;
+  }
+}
+
 std::vector<std::string> sweep_leftovers(const std::string& directory) {
   std::vector<std::string> removed;
   for (const std::string& name : folders_in(directory)) {

@@ -45,6 +45,10 @@ std::vector<std::string> delete_old_checkpoints(const std::string& directory,
                                                 const CheckpointRetention& retention,
                                                 const CheckpointHook& hook = {});
 
+/// Renames a damaged checkpoint to "step-<digits>.damaged-<number>", for whoever wants to look at it, so that
+/// the step can be saved again. Returns the new path.
+std::string set_aside_damaged(const std::string& directory, std::int64_t step);
+
 /// Removes what a killed program left: folders named ".tmp-<step>-<attempt>" and ".del-<step>-<attempt>",
 /// nothing else. Called once at start-up, before anything is written. Returns the names removed.
 std::vector<std::string> sweep_leftovers(const std::string& directory);

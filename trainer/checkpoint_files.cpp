@@ -1,6 +1,9 @@
 #include "trainer/checkpoint_files.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <map>
 #include <numeric>
 #include <utility>
@@ -14,84 +17,102 @@ namespace {
 
 using Manifest = CheckpointManifest;
 
-constexpr std::int64_t kPiece = 1 << 20;  // bytes written, then hashed: still in the cache
+using Extent = ShardPlan::Extent;
 
-/// The values of one dataset: where they go, and where they come from.
-struct Extent {
-  std::int64_t offset = 0;
-  std::int64_t element_size = 0;
-  std::vector<CheckpointSlice> slices;
-};
+constexpr std::int64_t kBlock = 1 << 20;  // bytes written, then hashed: still in the cache
+constexpr std::int64_t kPiece = 8 << 20;  // bytes asked for at a time: long enough for a GPU's copy engine
 
 std::vector<CheckpointSlice> sorted_slices(const CheckpointTensor& tensor, std::int64_t elements) {
   std::vector<CheckpointSlice> slices = tensor.slices;
   std::sort(slices.begin(), slices.end(),
             [](const CheckpointSlice& a, const CheckpointSlice& b) { return a.begin < b.begin; });
   for (const CheckpointSlice& s : slices)
-    require(s.begin >= 0 && s.count > 0 && s.begin <= elements - s.count && s.host != nullptr,
+    require(s.begin >= 0 && s.count > 0 && s.begin <= elements - s.count,
             "{} ({}): slice [{}, {} + {}) of {} elements", tensor.name, tensor.part, s.begin, s.begin,
             s.count, elements);
   return slices;
 }
 
-/// Writes `layout`, a file in memory, to a new file at `path`, with the values in their places, and syncs it.
-Manifest::File write_file(const std::string& folder, const std::string& name, const File& layout,
-                          const std::vector<Extent>& extents, const CheckpointHook& hook) {
-  File file = File::create(fmt::format("{}/{}", folder, name));
-  Checksum checksum;
-  std::int64_t at = 0;
-  const auto put = [&](const char* bytes, std::size_t count) {
-    file.write_at(bytes, count, at);
-    checksum.add(bytes, count);
-    at += static_cast<std::int64_t>(count);
-  };
-  std::vector<char> buffer(static_cast<std::size_t>(kPiece));
-  const auto copy_until = [&](std::int64_t end) {
-    require(end >= at, "{}: datasets overlap", file.path());
-    while (at < end) {
-      const auto count = static_cast<std::size_t>(std::min(kPiece, end - at));
-      layout.read_at(buffer.data(), count, at);
+/// A new file that is written from its beginning to its end, and hashed on the way.
+class HashedFile {
+ public:
+  explicit HashedFile(const std::string& path) : file_(File::create(path)) {}
+
+  void put(const void* bytes, std::int64_t count) {
+    const auto* from = static_cast<const char*>(bytes);
+    for (std::int64_t done = 0; done < count; done += kBlock) {
+      const auto block = static_cast<std::size_t>(std::min(kBlock, count - done));
+      file_.write_at(from + done, block, at_);
+      checksum_.add(from + done, block);
+      at_ += static_cast<std::int64_t>(block);
+    }
+  }
+  /// What stands in `layout` from here to `end`.
+  void copy_until(const File& layout, std::int64_t end) {
+    require(end >= at_, "{}: datasets overlap", file_.path());
+    std::vector<char> buffer(static_cast<std::size_t>(std::min(kBlock, end - at_)));
+    while (at_ < end) {
+      const std::int64_t count = std::min(kBlock, end - at_);
+      layout.read_at(buffer.data(), static_cast<std::size_t>(count), at_);
       put(buffer.data(), count);
     }
-  };
-  for (const Extent& extent : extents) {
-    copy_until(extent.offset);
-    for (const CheckpointSlice& slice : extent.slices) {
-      const std::int64_t bytes = slice.count * extent.element_size;
-      for (std::int64_t done = 0; done < bytes; done += kPiece)
-        put(static_cast<const char*>(slice.host) + done,
-            static_cast<std::size_t>(std::min(kPiece, bytes - done)));
-    }
-    hook("tensor written");
   }
-  copy_until(layout.size());
-  hook("file written");
-  file.sync();
-  file.close();
-  return {name, at, checksum.hex()};
+  Manifest::File finish(const std::string& name) {
+    file_.sync();
+    file_.close();
+    return {name, at_, checksum_.hex()};
+  }
+
+ private:
+  File file_;
+  Checksum checksum_;
+  std::int64_t at_ = 0;
+};
+
+/// The file in memory is under the limit too, HDF5 does not survive it, and at the disk it is a signal.
+void check_file_size_limit(std::int64_t bytes) {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_FSIZE, &limit) != 0)
+    fail_with_errno("cannot read", "the limit on file sizes", errno);
+  const double needed = size_of_files(bytes);
+  require(limit.rlim_cur == RLIM_INFINITY || needed <= static_cast<double>(limit.rlim_cur),
+          "the limit on file sizes (ulimit -f) is {:.3f} GiB, this rank's part takes {:.3f} GiB",
+          static_cast<double>(limit.rlim_cur) / (1 << 30), needed / (1 << 30));
 }
 
 /// Creates the datasets and finds out where HDF5 put them.
-void lay_out(const File& layout, WrittenShard& shard, std::vector<Extent>& extents) {
-  Hdf5File file = Hdf5File::create_in_memory(layout);
-  for (std::size_t i = 0; i < extents.size(); ++i) {
-    const Manifest::Tensor& tensor = shard.tensors[i];
+void lay_out(ShardPlan& plan) {
+  Hdf5File file = Hdf5File::create_in_memory(plan.layout);
+  for (std::size_t i = 0; i < plan.extents.size(); ++i) {
+    const Manifest::Tensor& tensor = plan.tensors[i];
+    const auto& slices = plan.extents[i].slices;
     const std::int64_t length =
-        std::accumulate(extents[i].slices.begin(), extents[i].slices.end(), std::int64_t{0},
+        std::accumulate(slices.begin(), slices.end(), std::int64_t{0},
                         [](std::int64_t sum, const CheckpointSlice& s) { return sum + s.count; });
     file.create_dataset(checkpoint_dataset(tensor.name, tensor.part), tensor.dtype, {length});
   }
-  for (std::size_t i = 0; i < extents.size(); ++i) {
-    Manifest::Tensor& tensor = shard.tensors[i];
-    extents[i].offset = file.shape(checkpoint_dataset(tensor.name, tensor.part)).offset;
-    require(extents[i].offset >= 0, "{} ({}): HDF5 gave it no place", tensor.name, tensor.part);
-    std::int64_t at = extents[i].offset;
+  for (std::size_t i = 0; i < plan.extents.size(); ++i) {
+    Manifest::Tensor& tensor = plan.tensors[i];
+    Extent& extent = plan.extents[i];
+    extent.offset = file.shape(checkpoint_dataset(tensor.name, tensor.part)).offset;
+    require(extent.offset >= 0, "{} ({}): HDF5 gave it no place", tensor.name, tensor.part);
+    std::int64_t at = extent.offset;
     for (Manifest::Slice& slice : tensor.slices) {
       slice.offset = at;
-      at += slice.count * extents[i].element_size;
+      at += slice.count * extent.element_size;
     }
   }
   file.close();
+}
+
+void for_each_piece_of(const Extent& extent, const std::function<void(const ShardPiece&)>& f) {
+  const std::int64_t most = kPiece / extent.element_size;
+  for (const CheckpointSlice& slice : extent.slices) {
+    for (std::int64_t done = 0; done < slice.count; done += most) {
+      const std::int64_t count = std::min(most, slice.count - done);
+      f({extent.tensor, &slice, done, count, count * extent.element_size});
+    }
+  }
 }
 
 void block_ranges(const std::vector<std::int64_t>& strides, std::size_t dim, std::int64_t begin,
@@ -123,31 +144,57 @@ void block_ranges(const std::vector<std::int64_t>& strides, std::size_t dim, std
 
 }  // namespace
 
+double size_of_files(std::int64_t bytes) {
+  return static_cast<double>(bytes) * 1.01 + (1 << 20);
+}
+
 std::string shard_file_name(int rank) {
   return fmt::format("shard-{:05}.h5", rank);
 }
 
-WrittenShard write_shard(const std::string& folder, int rank, const std::vector<CheckpointTensor>& tensors,
-                         const CheckpointHook& hook) {
-  WrittenShard shard;
-  std::vector<Extent> extents;
-  for (const CheckpointTensor& from : tensors) {
+ShardPlan plan_shard(int rank, const std::vector<CheckpointTensor>& tensors) {
+  ShardPlan plan;
+  plan.rank = rank;
+  plan.layout = File::in_memory();
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const CheckpointTensor& from = tensors[i];
     check_checkpoint_tensor(from.name, from.part, from.shape, "checkpoint");
     if (from.slices.empty()) continue;
     Manifest::Tensor tensor{from.name, from.part, from.dtype, from.shape, {}};
-    Extent extent{0, static_cast<std::int64_t>(size_of(from.dtype)), sorted_slices(from, tensor.elements())};
-    for (const CheckpointSlice& slice : extent.slices)
+    Extent extent{0, static_cast<std::int64_t>(size_of(from.dtype)), i,
+                  sorted_slices(from, tensor.elements())};
+    for (const CheckpointSlice& slice : extent.slices) {
       tensor.slices.push_back({rank, slice.begin, slice.count, 0});
-    shard.tensors.push_back(std::move(tensor));
-    extents.push_back(std::move(extent));
+      plan.bytes += slice.count * extent.element_size;
+    }
+    plan.tensors.push_back(std::move(tensor));
+    plan.extents.push_back(std::move(extent));
   }
-  const File layout = File::in_memory();
-  lay_out(layout, shard, extents);
-  std::sort(extents.begin(), extents.end(),
+  check_file_size_limit(plan.bytes);
+  lay_out(plan);
+  std::sort(plan.extents.begin(), plan.extents.end(),
             [](const Extent& a, const Extent& b) { return a.offset < b.offset; });
-  shard.file = write_file(folder, shard_file_name(rank), layout, extents, hook);
+  return plan;
+}
+
+void ShardPlan::for_each_piece(const std::function<void(const ShardPiece&)>& f) const {
+  for (const Extent& extent : extents) for_each_piece_of(extent, f);
+}
+
+Manifest::File write_shard(const std::string& folder, const ShardPlan& plan, ShardValues& values,
+                           const CheckpointHook& hook) {
+  const std::string name = shard_file_name(plan.rank);
+  HashedFile file(fmt::format("{}/{}", folder, name));
+  for (const Extent& extent : plan.extents) {
+    file.copy_until(plan.layout, extent.offset);
+    for_each_piece_of(extent, [&](const ShardPiece& piece) { file.put(values.next(piece), piece.bytes); });
+    hook("tensor written");
+  }
+  file.copy_until(plan.layout, plan.layout.size());
+  hook("file written");
+  Manifest::File written = file.finish(name);
   hook("shard synced");
-  return shard;
+  return written;
 }
 
 std::vector<Hdf5Block> blocks_of_range(const std::vector<std::int64_t>& shape, std::int64_t begin,
@@ -191,9 +238,12 @@ CheckpointManifest::File write_index(const std::string& folder, const Checkpoint
     index.create_virtual_dataset(dataset, tensor.dtype, tensor.shape, blocks);
   }
   index.close();
-  Manifest::File file = write_file(folder, kIndexFileName, layout, {}, hook);
+  HashedFile file(fmt::format("{}/{}", folder, kIndexFileName));
+  file.copy_until(layout, layout.size());
+  hook("file written");
+  Manifest::File written = file.finish(kIndexFileName);
   hook("index synced");
-  return file;
+  return written;
 }
 
 }  // namespace lapidary

@@ -3,15 +3,15 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cstring>
-#include <filesystem>
 #include <map>
+#include <tuple>
 #include <utility>
 
 #include "kernels/check.h"
 #include "kernels/checksum.h"
 #include "kernels/file.h"
 #include "trainer/checkpoint.h"
+#include "trainer/checkpoint_convert.h"
 #include "trainer/checkpoint_directory.h"
 
 namespace lapidary {
@@ -25,80 +25,54 @@ void compare_checksum(const std::string& path, const Manifest::File& file) {
   require(found == file.checksum, "{}: damaged: checksum {}, expected {}", name, found, file.checksum);
 }
 
-/// Part of a slice that was asked for, and where it is on disk.
-struct Transfer {
-  std::int64_t offset = 0, count = 0;
-  DType stored = DType::f32, wanted = DType::f32;
-  char* to = nullptr;
+constexpr std::int64_t kPiece = 1 << 20;  // elements made at a time
+
+/// A tensor that was asked for, and how to make it.
+struct Order {
+  const CheckpointTensor* wanted = nullptr;
+  TensorRecipe recipe;
 };
 
-void convert(const std::vector<char>& from, const Transfer& transfer) {
-  const auto count = static_cast<std::size_t>(transfer.count);
-  if (transfer.stored == DType::bf16) {
-    for (std::size_t i = 0; i < count; ++i) {
-      bf16 value;
-      std::memcpy(&value, from.data() + i * sizeof(bf16), sizeof(bf16));
-      const auto wide = static_cast<float>(value);
-      std::memcpy(transfer.to + i * sizeof(float), &wide, sizeof(float));
-    }
-  } else {
-    for (std::size_t i = 0; i < count; ++i) {
-      float value;
-      std::memcpy(&value, from.data() + i * sizeof(float), sizeof(float));
-      const bf16 narrow(value);
-      std::memcpy(transfer.to + i * sizeof(bf16), &narrow, sizeof(bf16));
-    }
-  }
-}
-
-void run_transfer(const File& file, const Transfer& transfer) {
-  const auto stored_size = static_cast<std::int64_t>(size_of(transfer.stored));
-  if (transfer.stored == transfer.wanted)
-    return file.read_at(transfer.to, static_cast<std::size_t>(transfer.count * stored_size), transfer.offset);
-  constexpr std::int64_t kPiece = 1 << 20;  // elements
-  std::vector<char> buffer(static_cast<std::size_t>(std::min(kPiece, transfer.count) * stored_size));
-  Transfer piece = transfer;
-  for (std::int64_t done = 0; done < transfer.count; done += kPiece) {
-    piece.count = std::min(kPiece, transfer.count - done);
-    piece.to = transfer.to + done * static_cast<std::int64_t>(size_of(transfer.wanted));
-    file.read_at(buffer.data(), static_cast<std::size_t>(piece.count * stored_size),
-                 transfer.offset + done * stored_size);
-    convert(buffer, piece);
-  }
-}
-
-/// What a slice of `wanted` needs from the stored slices.
-void add_transfers(const Manifest::Tensor& stored, const CheckpointTensor& wanted,
-                   const CheckpointSlice& slice, std::map<int, std::vector<Transfer>>& transfers) {
-  const auto stored_size = static_cast<std::int64_t>(size_of(stored.dtype));
-  const auto wanted_size = static_cast<std::int64_t>(size_of(wanted.dtype));
-  auto from =
-      std::upper_bound(stored.slices.begin(), stored.slices.end(), slice.begin,
-                       [](std::int64_t at, const Manifest::Slice& s) { return at < s.begin + s.count; });
-  for (std::int64_t at = slice.begin, end = slice.begin + slice.count; at < end; ++from) {
-    const std::int64_t count = std::min(end, from->begin + from->count) - at;
-    transfers[from->file].push_back({from->offset + (at - from->begin) * stored_size, count, stored.dtype,
-                                     wanted.dtype,
-                                     static_cast<char*>(slice.host) + (at - slice.begin) * wanted_size});
-    at += count;
-  }
-}
-
-/// Why `stored` cannot fill `wanted`; empty: it can.
-std::string mismatch(const Manifest::Tensor& stored, const CheckpointTensor& wanted, bool may_convert) {
-  if (stored.shape != wanted.shape)
-    return fmt::format("shape [{}], expected [{}]", fmt::join(stored.shape, ", "),
+/// Why the checkpoint cannot fill `wanted`; empty: it can, by `recipe`.
+std::string mismatch(const CheckpointReader& reader, const CheckpointTensor& wanted,
+                     const std::vector<std::string>& parts, bool may_convert, TensorRecipe& recipe) {
+  const Manifest::Tensor* stored = reader.find(wanted.name, wanted.part);
+  if (stored == nullptr && may_convert) stored = reader.find(wanted.name, "weight");
+  if (stored == nullptr) return "missing";
+  if (stored->shape != wanted.shape)
+    return fmt::format("shape [{}], expected [{}]", fmt::join(stored->shape, ", "),
                        fmt::join(wanted.shape, ", "));
-  const auto is_convertible = [](DType t) { return t == DType::f32 || t == DType::bf16; };
-  const bool same = stored.dtype == wanted.dtype;
-  if (!same && !(may_convert && is_convertible(stored.dtype) && is_convertible(wanted.dtype)))
-    return fmt::format("{}, expected {}", name_of(stored.dtype), name_of(wanted.dtype));
   for (const CheckpointSlice& slice : wanted.slices)
-    if (slice.begin < 0 || slice.count < 0 || slice.begin > stored.elements() - slice.count ||
-        (slice.host == nullptr && slice.count > 0))
+    if (slice.begin < 0 || slice.count < 0 || slice.begin > stored->elements() - slice.count ||
+        (slice.data == nullptr && slice.count > 0))
       return fmt::format("asked for elements [{}, {} + {}) of {}", slice.begin, slice.begin, slice.count,
-                         stored.elements());
-  return "";
+                         stored->elements());
+  const auto found = recipe_for(reader, wanted, parts);
+  if (found && (may_convert || found->form == TensorRecipe::Form::stored)) {
+    recipe = *found;
+    return "";
+  }
+  if (stored->part != wanted.part) return "missing";
+  return fmt::format("{}, expected {}", name_of(stored->dtype), name_of(wanted.dtype));
+}
+
+/// Makes what one tensor's slices ask for, piece by piece.
+void fill(CheckpointReader& reader, const Order& order, const CheckpointReadOptions& options,
+          std::vector<char>& buffer) {
+  const auto size = static_cast<std::int64_t>(size_of(order.wanted->dtype));
+  for (const CheckpointSlice& slice : order.wanted->slices) {
+    for (std::int64_t done = 0; done < slice.count; done += kPiece) {
+      const std::int64_t count = std::min(kPiece, slice.count - done);
+      char* const to = static_cast<char*>(slice.data) + done * size;
+      if (!options.store) {
+        order.recipe.make(reader, slice.begin + done, count, to);
+        continue;
+      }
+      buffer.resize(static_cast<std::size_t>(kPiece * size));
+      order.recipe.make(reader, slice.begin + done, count, buffer.data());
+      options.store(to, buffer.data(), static_cast<std::size_t>(count * size));
+    }
+  }
 }
 
 void fail_with_list(const std::string& path, std::vector<std::string> problems) {
@@ -110,6 +84,20 @@ void fail_with_list(const std::string& path, std::vector<std::string> problems) 
     problems.push_back(fmt::format("and {} more", count - kShown));
   }
   fail("{}: does not fit this run:\n  {}", path, fmt::join(problems, "\n  "));
+}
+
+/// The commonest mistake gets one clear line instead of a list of hundreds.
+void refuse_without_moments(const CheckpointReader& reader, const std::vector<CheckpointTensor>& tensors) {
+  const auto is_moment = [](const std::string& part) { return part == "exp_avg" || part == "exp_avg_sq"; };
+  const auto& stored = reader.checkpoint().manifest.tensors;
+  const bool asked =
+      std::any_of(tensors.begin(), tensors.end(), [&](const auto& t) { return is_moment(t.part); });
+  const bool has =
+      std::any_of(stored.begin(), stored.end(), [&](const auto& t) { return is_moment(t.part); });
+  require(!asked || has,
+          "{}: holds weights only, no optimizer state to resume from: begin a new run from it with "
+          "model.weights, or resume with weights-only",
+          reader.checkpoint().path);
 }
 
 /// Tensors that nobody asked for although others of their part were.
@@ -153,7 +141,7 @@ std::optional<Checkpoint> find_newest_checkpoint(const std::string& directory, b
   });
   const auto steps = nlohmann::json::parse(group.broadcast(std::move(listed), 0, "checkpoint: list"))
                          .get<std::vector<std::int64_t>>();
-  std::vector<std::string> passed_over;
+  std::vector<Checkpoint::Damaged> passed_over;
   for (const std::int64_t step : steps) {
     try {
       Checkpoint checkpoint = open_checkpoint(fmt::format("{}/{}", directory, checkpoint_name(step)), group);
@@ -161,50 +149,46 @@ std::optional<Checkpoint> find_newest_checkpoint(const std::string& directory, b
       return checkpoint;
     } catch (const Error& e) {
       if (!group.usable() || !fall_back) throw;
-      passed_over.emplace_back(e.what());
+      passed_over.push_back({step, e.what()});
     }
   }
-  require(passed_over.empty(), "{}: every checkpoint is damaged:\n  {}", directory,
-          fmt::join(passed_over, "\n  "));
-  return std::nullopt;
+  if (passed_over.empty()) return std::nullopt;
+  std::string messages;
+  for (const Checkpoint::Damaged& one : passed_over) messages += "\n  " + one.message;
+  fail("{}: every checkpoint is damaged:{}", directory, messages);
 }
 
 void read_checkpoint(const Checkpoint& checkpoint, const std::vector<CheckpointTensor>& tensors,
                      HostGroup& group, const CheckpointReadOptions& options) {
-  const Manifest& manifest = checkpoint.manifest;
-  std::map<std::pair<std::string, std::string>, std::size_t> index;
-  for (std::size_t i = 0; i < manifest.tensors.size(); ++i)
-    index[{manifest.tensors[i].name, manifest.tensors[i].part}] = i;
-  std::vector<std::int64_t> asked(manifest.tensors.size(), 0);
-  std::map<int, std::vector<Transfer>> transfers;  // by file, so that each is opened once
+  CheckpointReader reader(checkpoint);
+  std::map<std::string, std::vector<std::string>> parts;  // asked for under each name
+  for (const CheckpointTensor& wanted : tensors) parts[wanted.name].push_back(wanted.part);
+  std::vector<std::int64_t> asked(checkpoint.manifest.tensors.size(), 0);
+  std::vector<Order> orders;
   group.all_or_error("checkpoint: tensors", [&] {
+    refuse_without_moments(reader, tensors);
     std::vector<std::string> problems;
     for (const CheckpointTensor& wanted : tensors) {
-      const auto found = index.find({wanted.name, wanted.part});
-      if (found == index.end()) {
-        problems.push_back(fmt::format("{} ({}): missing", wanted.name, wanted.part));
-        continue;
-      }
-      const Manifest::Tensor& stored = manifest.tensors[found->second];
-      asked[found->second] = 1;
-      const std::string problem = mismatch(stored, wanted, options.convert);
-      if (!problem.empty()) {
+      Order order{&wanted, {}};
+      const std::string problem = mismatch(reader, wanted, parts[wanted.name], options.convert, order.recipe);
+      if (const std::int64_t at = reader.index_of(wanted.name, wanted.part); at >= 0)
+        asked[static_cast<std::size_t>(at)] = 1;
+      if (problem.empty())
+        orders.push_back(order);
+      else
         problems.push_back(fmt::format("{} ({}): {}", wanted.name, wanted.part, problem));
-        continue;
-      }
-      for (const CheckpointSlice& slice : wanted.slices) add_transfers(stored, wanted, slice, transfers);
     }
     fail_with_list(checkpoint.path, std::move(problems));
   });
   refuse_superfluous(checkpoint, std::move(asked), group);
   group.all_or_error("checkpoint: reading", [&] {
-    for (auto& [number, list] : transfers) {
-      const auto& name = manifest.files[static_cast<std::size_t>(number)].name;
-      const File file = File::open_to_read(fmt::format("{}/{}", checkpoint.path, name));
-      std::sort(list.begin(), list.end(),
-                [](const Transfer& a, const Transfer& b) { return a.offset < b.offset; });
-      for (const Transfer& transfer : list) run_transfer(file, transfer);
-    }
+    // In the order of the files, so that the disk reads forward.
+    std::sort(orders.begin(), orders.end(), [](const Order& a, const Order& b) {
+      const Manifest::Slice &x = a.recipe.from->slices.front(), &y = b.recipe.from->slices.front();
+      return std::tie(x.file, x.offset) < std::tie(y.file, y.offset);
+    });
+    std::vector<char> buffer;
+    for (const Order& order : orders) fill(reader, order, options, buffer);
   });
 }
 

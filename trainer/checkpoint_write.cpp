@@ -1,10 +1,10 @@
 // The protocol by which a checkpoint comes to be. Until the rename nothing that readers look at exists; the
 // rename makes all of it visible at once.
-#include <sys/resource.h>
 #include <sys/statvfs.h>
 
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <system_error>
 #include <thread>
@@ -23,19 +23,6 @@ namespace {
 
 using Manifest = CheckpointManifest;
 
-std::int64_t bytes_of(const std::vector<CheckpointTensor>& tensors) {
-  std::int64_t bytes = 0;
-  for (const CheckpointTensor& tensor : tensors)
-    for (const CheckpointSlice& slice : tensor.slices)
-      bytes += slice.count * static_cast<std::int64_t>(size_of(tensor.dtype));
-  return bytes;
-}
-
-/// Values, and generously what describes them.
-double with_overhead(std::int64_t bytes) {
-  return static_cast<double>(bytes) * 1.01 + (1 << 20);
-}
-
 /// Rank 0: refuses what is already there or cannot fit, and makes the hidden folder.
 std::string prepare_folder(const std::string& directory, std::int64_t step, std::int64_t bytes) {
   std::error_code error;
@@ -48,24 +35,13 @@ std::string prepare_folder(const std::string& directory, std::int64_t step, std:
   struct statvfs space {};
   if (::statvfs(directory.c_str(), &space) != 0)
     fail_with_errno("cannot examine the disk of", directory, errno);
-  const double needed = with_overhead(bytes);
+  const double needed = size_of_files(bytes);
   const double available = static_cast<double>(space.f_bavail) * static_cast<double>(space.f_frsize);
   if (available < needed)
     throw Error(fmt::format("{}: the checkpoint takes {:.3f} GiB, {:.3f} GiB are free", directory,
                             needed / (1 << 30), available / (1 << 30)),
                 ExitCode::peer_lost);
   return create_hidden_folder(directory, "tmp", step);
-}
-
-/// Every rank: HDF5 does not survive a write that fails, so a limit on file sizes has to be noticed before.
-void check_file_size_limit(std::int64_t bytes) {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_FSIZE, &limit) != 0)
-    fail_with_errno("cannot read", "the limit on file sizes", errno);
-  const double needed = with_overhead(bytes);
-  require(limit.rlim_cur == RLIM_INFINITY || needed <= static_cast<double>(limit.rlim_cur),
-          "the limit on file sizes (ulimit -f) is {:.3f} GiB, this rank's part takes {:.3f} GiB",
-          static_cast<double>(limit.rlim_cur) / (1 << 30), needed / (1 << 30));
 }
 
 /// Network file systems may show a folder that another host made a little later.
@@ -76,8 +52,34 @@ void await_folder(const std::string& path) {
           "{}: not visible here: is the checkpoint folder shared by all hosts?", path);
 }
 
-std::string report_of(const WrittenShard& shard) {
-  return nlohmann::json{{"file", to_json(shard.file)}, {"tensors", to_json(shard.tensors)}}.dump();
+void check_memory(const ShardPlan& plan) {
+  plan.for_each_piece([&](const ShardPiece& piece) {
+    require(piece.slice->data != nullptr, "shard {}: slice [{}, {} + {}) has no memory", plan.rank,
+            piece.slice->begin, piece.slice->begin, piece.slice->count);
+  });
+}
+
+nlohmann::json report_of(const Manifest::File& file, const ShardPlan& plan) {
+  return {{"file", to_json(file)}, {"tensors", to_json(plan.tensors)}};
+}
+
+/// Joins the report of one shard; Error where it describes a tensor otherwise than the ones before.
+void join_report(const nlohmann::json& report, const std::string& where,
+                 std::map<std::string, std::size_t>& index, Manifest& manifest) {
+  manifest.files.push_back(file_from_json(report.at("file"), where));
+  for (Manifest::Tensor& tensor : tensors_from_json(report.at("tensors"), where)) {
+    const auto [entry, is_new] =
+        index.emplace(checkpoint_dataset(tensor.name, tensor.part), manifest.tensors.size());
+    if (is_new) {
+      manifest.tensors.push_back(std::move(tensor));
+      continue;
+    }
+    Manifest::Tensor& known = manifest.tensors[entry->second];
+    require(known.name == tensor.name && known.part == tensor.part && known.dtype == tensor.dtype &&
+                known.shape == tensor.shape,
+            "{}: {} ({}) has another type or shape than on ranks before it", where, tensor.name, tensor.part);
+    known.slices.insert(known.slices.end(), tensor.slices.begin(), tensor.slices.end());
+  }
 }
 
 /// Rank 0: joins the ranks' reports; Error unless they describe every tensor alike and every element once.
@@ -85,23 +87,10 @@ void join_reports(const std::vector<std::string>& reports, Manifest& manifest) {
   std::map<std::string, std::size_t> index;
   for (std::size_t rank = 0; rank < reports.size(); ++rank) {
     const std::string where = fmt::format("report of rank {}", rank);
-    const nlohmann::json report = parse_json(reports[rank], where);
-    manifest.files.push_back(file_from_json(report.at("file"), where));
-    for (Manifest::Tensor& tensor : tensors_from_json(report.at("tensors"), where)) {
-      const auto [entry, is_new] =
-          index.emplace(checkpoint_dataset(tensor.name, tensor.part), manifest.tensors.size());
-      if (is_new) {
-        manifest.tensors.push_back(std::move(tensor));
-        continue;
-      }
-      Manifest::Tensor& known = manifest.tensors[entry->second];
-      require(known.name == tensor.name && known.part == tensor.part && known.dtype == tensor.dtype &&
-                  known.shape == tensor.shape,
-              "{}: {} ({}) has another type or shape than on ranks before it", where, tensor.name,
-              tensor.part);
-      known.slices.insert(known.slices.end(), tensor.slices.begin(), tensor.slices.end());
-    }
+    for (const nlohmann::json& report : parse_json(reports[rank], where))
+      join_report(report, where, index, manifest);
   }
+  manifest.ranks = static_cast<int>(manifest.files.size());
   require(!index.contains(kStateDataset), "a tensor cannot be called {}", kStateDataset);
   for (Manifest::Tensor& tensor : manifest.tensors) check_coverage(tensor, "checkpoint");
 }
@@ -118,20 +107,48 @@ void finish_and_publish(const std::string& hidden, const std::string& published,
   hook("published");
 }
 
-std::string write_together(const std::string& directory, std::int64_t step,
-                           const std::vector<CheckpointTensor>& tensors, const std::string& state_json,
-                           HostGroup& group, const CheckpointWriteOptions& options, std::string& hidden) {
+/// One save, whoever asked for it.
+struct Save {
+  const std::string& directory;
+  std::int64_t step;
+  const std::string& state_json;
+  HostGroup& group;
+  const CheckpointWriteOptions& options;
+  std::string hidden;  ///< the folder, once there is one
+
+  std::string doing(const char* what) const { return fmt::format("checkpoint {}: {}", step, what); }
+  std::string write(std::span<const ShardPlan> plans, ShardValues& values);
+  /// This rank's shards; returns its report.
+  std::string write_shards(std::span<const ShardPlan> plans, ShardValues& values, const CheckpointHook& hook);
+  /// Makes sure that nothing is left of a save that failed, and says so.
+  std::string write_or_clean_up(const std::function<std::string()>& write);
+};
+
+std::string Save::write_shards(std::span<const ShardPlan> plans, ShardValues& values,
+                               const CheckpointHook& hook) {
+  try {
+    await_folder(hidden);
+    nlohmann::json report = nlohmann::json::array();
+    for (const ShardPlan& plan : plans)
+      report.push_back(report_of(write_shard(hidden, plan, values, hook), plan));
+    return report.dump();
+  } catch (...) {
+    values.abandon();  // now: whoever brings values need not wait until all ranks have agreed
+    throw;
+  }
+}
+
+std::string Save::write(std::span<const ShardPlan> plans, ShardValues& values) {
   const CheckpointHook hook = options.hook ? options.hook : [](std::string_view) {};
   const bool first = group.rank() == 0;
-  const auto doing = [&](const char* what) { return fmt::format("checkpoint {}: {}", step, what); };
-  const std::int64_t bytes = group.all_reduce(bytes_of(tensors), HostGroup::Reduce::sum, doing("size"));
-  group.all_or_error(doing("limits"), [&] { check_file_size_limit(bytes_of(tensors)); });
+  std::int64_t bytes = 0;
+  for (const ShardPlan& plan : plans) bytes += plan.bytes;
+  bytes = group.all_reduce(bytes, HostGroup::Reduce::sum, doing("size"));
   Manifest manifest;
   group.all_or_error(doing("folder"), [&] {
     if (!first) return;
     require(step >= 0, "step {} is negative", step);
     manifest.step = step;
-    manifest.ranks = group.size();
     manifest.program = fmt::format("lapidary {} ({})", kVersion, kCommit);
     manifest.metric = options.metric;
     manifest.state = parse_json(state_json, "checkpoint state");
@@ -140,12 +157,9 @@ std::string write_together(const std::string& directory, std::int64_t step,
     hook("folder created");
   });
   hidden = group.broadcast(hidden, 0, doing("folder"));
-  WrittenShard shard;
-  group.all_or_error(doing("shards"), [&] {
-    await_folder(hidden);
-    shard = write_shard(hidden, group.rank(), tensors, hook);
-  });
-  const auto reports = group.gather(report_of(shard), 0, doing("reports"));
+  std::string report;
+  group.all_or_error(doing("shards"), [&] { report = write_shards(plans, values, hook); });
+  const auto reports = group.gather(report, 0, doing("reports"));
   std::string published = fmt::format("{}/{}", directory, checkpoint_name(step));
   group.all_or_error(doing("publication"), [&] {
     if (!first) return;
@@ -155,16 +169,11 @@ std::string write_together(const std::string& directory, std::int64_t step,
   return published;
 }
 
-}  // namespace
-
-std::string write_checkpoint(const std::string& directory, std::int64_t step,
-                             const std::vector<CheckpointTensor>& tensors, const std::string& state_json,
-                             HostGroup& group, const CheckpointWriteOptions& options) {
-  std::string hidden;
+std::string Save::write_or_clean_up(const std::function<std::string()>& write) {
   std::string message;
   auto code = ExitCode::bad_input;
   try {
-    return write_together(directory, step, tensors, state_json, group, options, hidden);
+    return write();
   } catch (const Error& e) {
     message = e.what();
     code = e.code();
@@ -175,6 +184,36 @@ std::string write_checkpoint(const std::string& directory, std::int64_t step,
   std::error_code ignored;
   if (group.rank() == 0 && !hidden.empty()) std::filesystem::remove_all(hidden, ignored);
   throw Error(fmt::format("checkpoint of step {} was not written: {}", step, message), code);
+}
+
+}  // namespace
+
+std::string write_checkpoint(const std::string& directory, std::int64_t step,
+                             const std::vector<CheckpointTensor>& tensors, const std::string& state_json,
+                             HostGroup& group, const CheckpointWriteOptions& options) {
+  Save save{directory, step, state_json, group, options, {}};
+  return save.write_or_clean_up([&] {
+    ShardPlan plan;
+    group.all_or_error(save.doing("tensors"), [&] {
+      plan = plan_shard(group.rank(), tensors);
+      check_memory(plan);
+    });
+    ShardValues values;
+    return save.write({&plan, 1}, values);
+  });
+}
+
+std::string write_checkpoint(const std::string& directory, std::int64_t step,
+                             std::span<const ShardPlan> plans, ShardValues& values,
+                             const std::string& state_json, HostGroup& group,
+                             const CheckpointWriteOptions& options) {
+  Save save{directory, step, state_json, group, options, {}};
+  try {
+    return save.write_or_clean_up([&] { return save.write(plans, values); });
+  } catch (...) {
+    values.abandon();
+    throw;
+  }
 }
 
 }  // namespace lapidary

@@ -1,6 +1,7 @@
 #include "trainer/instance.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/check.h"
 
@@ -54,6 +55,7 @@ void Instance::begin_step() {
 }
 
 void Instance::finish_step(double lr, std::int64_t step) {
+  backend_->wait(*stream_, std::exchange(held_until_, {}));
   optimizer().step(*stream_, lr, step);
   units_->weights_changed();
 }

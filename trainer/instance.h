@@ -40,6 +40,7 @@ class Instance {
 
   Stream& stream() { return *stream_; }
   Gemma4& model() { return *model_; }
+  bool has_optimizer() const { return optimizer_ != nullptr; }
   Optimizer& optimizer();
   const ParameterTable& table() const { return *table_; }
   const std::vector<ParameterShard*>& shards() const {
@@ -55,6 +56,8 @@ class Instance {
   void run_training(const Batch& batch, double grad_scale, bool last) {
     model_->train(*stream_, batch, grad_scale, last, totals_);
   }
+  /// Somebody copies the state: the next update comes after this event, forward and backward do not wait.
+  void hold_state_until(Event copied) { held_until_ = std::move(copied); }
   /// Update with the accumulated gradients.
   void finish_step(double lr, std::int64_t step);
 
@@ -81,6 +84,7 @@ class Instance {
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Gemma4> model_;
   Tensor totals_;  ///< f64 [kLossTotals]
+  Event held_until_;
 };
 
 /// Runs a step and an evaluation on a device that only counts: what an instance with these options needs on

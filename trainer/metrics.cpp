@@ -141,12 +141,14 @@ void Metrics::validation(std::int64_t step, double loss, std::int64_t target_tok
                             with_thousands(target_tokens), format_duration(seconds)));
 }
 
-void Metrics::checkpoint(std::int64_t step, const std::string& path, double stall_seconds) {
+void Metrics::checkpoint(std::int64_t step, const std::string& path, double stall_seconds, double seconds) {
   Json line = event("checkpoint", step);
   line["path"] = path;
   line["stall_seconds"] = stall_seconds;
+  line["seconds"] = seconds;
   lines_.append(dump(line));
-  console_.note(fmt::format("step {}: saved {}, {:.1f} s", step, path, stall_seconds));
+  console_.note(fmt::format("step {}: saved {}, {:.1f} s, of which training waited {:.2f} s", step, path,
+                            seconds, stall_seconds));
 }
 
 void Metrics::end(std::int64_t step, const std::string& reason) {

@@ -53,8 +53,8 @@ class Metrics {
 
   void step(const StepRecord& record);
   void validation(std::int64_t step, double loss, std::int64_t target_tokens, double seconds);
-  /// `stall_seconds`: how long training stood still for it.
-  void checkpoint(std::int64_t step, const std::string& path, double stall_seconds);
+  /// Published, `seconds` after it was begun; training stood still for `stall_seconds` of them.
+  void checkpoint(std::int64_t step, const std::string& path, double stall_seconds, double seconds);
   /// `reason`: "finished", or why the run ends before total_steps.
   void end(std::int64_t step, const std::string& reason);
   /// A line for the user alone.

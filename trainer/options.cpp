@@ -81,7 +81,9 @@ void add_model(std::vector<Option>& table) {
       .row("config", path, &C::Model::config,
            {.help = "config.json of a Hugging Face folder: the shape of the model", .required = true})
       .row("weights", path, &C::Model::weights,
-           {.help = "where a new run's weights come from: random, or a Hugging Face folder with safetensors",
+           {.help =
+                "where a new run's weights come from: random, a Hugging Face folder with safetensors, or a "
+                "checkpoint (a folder of them: the newest)",
             .words = {"random"},
             .others = {"init", "checkpoint", "pretrained"}})
       .row(
@@ -255,14 +257,25 @@ void add_keeping(std::vector<Option>& table) {
            {.help = "checkpoints of multiples of this step stay for ever; 0: none",
             .range = {0, kMostSteps},
             .unit = "steps"})
+      .row(
+          "keep_best", integer, &C::Checkpoint::keep_best,
+          {.help = "besides, this many with the lowest held-out loss stay, of those saved at a step that was "
+                   "validated",
+           .range = {0, 1e6},
+           .others = {"save_best", "best"}})
       .row("resume", path, &C::Checkpoint::resume,
            {.help = "where to continue: auto, from the run's newest checkpoint if it has one; none, from the "
-                    "start; or "
-                    "from a checkpoint folder",
-            .words = {"auto", "none"},
+                    "start; weights-only, as auto but with new moments; or from a checkpoint folder",
+            .words = {"auto", "none", "weights-only"},
             .others = {"resume_from", "load"}})
       .row("fallback", boolean, &C::Checkpoint::fallback,
-           {.help = "if the newest checkpoint is damaged, continue from the one before instead of stopping"});
+           {.help = "if the newest checkpoint is damaged, say so and continue from the one before; false: "
+                    "stop"})
+      .row("staging", bytes, &C::Checkpoint::staging,
+           {.help = "host memory a rank may copy its state into while training goes on, at most what the "
+                    "state takes and a share of half the free memory; what does not fit is written first",
+            .range = {kMiB, kTiB},
+            .others = {"pinned_memory", "async_memory"}});
   SectionRows(table, "log", &C::log)
       .row("every", count, &C::Log::every,
            {.help = "a console line and a line of metrics.jsonl after every so many",

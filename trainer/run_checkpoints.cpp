@@ -1,5 +1,6 @@
 #include "trainer/run_checkpoints.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 
@@ -12,18 +13,15 @@ namespace {
 
 using Json = nlohmann::json;
 
-std::string to_state(const RunProgress& p, const std::string& config_yaml) {
-  return Json{{"step", p.step},
-              {"tokens", p.tokens},
-              {"seed", p.seed},
-              {"data",
-               {{"row", p.data.row},
-                {"epoch", p.data.epoch},
-                {"epoch_first_row", p.data.epoch_first_row},
-                {"data", p.data.data},
-                {"order", p.data.order}}},
-              {"config", config_yaml}}
-      .dump();
+std::string to_state(const RunProgress& p, const std::string& config_yaml, const Json& model) {
+  Json data = {{"row", p.data.row}, {"epoch", p.data.epoch}, {"epoch_first_row", p.data.epoch_first_row}};
+  data["data"] = p.data.data;
+  data["order"] = p.data.order;
+  Json state = {{"step", p.step}, {"tokens", p.tokens}, {"seed", p.seed}};
+  state["data"] = std::move(data);
+  state["config"] = config_yaml;
+  state["model"] = model;
+  return state.dump();
 }
 
 RunProgress from_state(const Json& state, const std::string& where) {
@@ -40,48 +38,33 @@ RunProgress from_state(const Json& state, const std::string& where) {
   return out;
 }
 
+/// The folder that holds a run's checkpoints: `path` itself or its "checkpoints".
+std::string folder_of_checkpoints(const std::string& path) {
+  const std::filesystem::path inner = std::filesystem::path(path) / "checkpoints";
+  return std::filesystem::is_directory(inner) ? inner.string() : path;
+}
+
+bool is_one_checkpoint(const std::string& path) {
+  return std::filesystem::exists(std::filesystem::path(path) / CheckpointManifest::kFileName);
+}
+
 }  // namespace
 
-/// Host copies of tensors that live on a GPU, for the time of a save or a load.
-struct RunCheckpoints::Staged {
-  explicit Staged(Instance& i) : instance(&i), backend(&i.stream().backend()) {}
-  ~Staged() {
-    for (const auto& [device, host] : copies) backend->release_host(host.first);
-  }
-  Staged(const Staged&) = delete;
-  Staged& operator=(const Staged&) = delete;
-
-  /// The tensor's first byte on the host; with `fill` the copy is started.
-  std::byte* host_of(const Tensor& t, bool fill) {
-    if (backend->device() == Device::cpu) return static_cast<std::byte*>(t.data());
-    auto& [host, bytes] = copies[t.data()];
-    if (!host) {
-      host = backend->allocate_host(t.bytes());
-      bytes = t.bytes();
-      if (fill) backend->copy_to_host(instance->stream(), host, t.data(), bytes);
-    }
-    return static_cast<std::byte*>(host);
-  }
-  void write_back() {
-    for (const auto& [device, host] : copies)
-      backend->copy_to_device(instance->stream(), device, host.first, host.second);
-    backend->synchronize(instance->stream());
-  }
-
-  Instance* instance;
-  Backend* backend;
-  std::map<void*, std::pair<void*, std::size_t>> copies;
-};
+bool is_checkpoint_path(const std::string& path) {
+  return is_one_checkpoint(path) || !published_steps(folder_of_checkpoints(path)).empty();
+}
 
 RunCheckpoints::RunCheckpoints(std::string directory, const RunConfig::Checkpoint& options,
                                Instance& instance, const Mesh& mesh, HostGroup& world)
     : directory_(std::move(directory)),
+      staging_(static_cast<std::size_t>(options.staging)),
       fallback_(options.fallback),
       instance_(&instance),
       mesh_(&mesh),
       world_(&world) {
   retention_.keep_last = static_cast<int>(options.keep_last);
   retention_.keep_every = options.keep_every;
+  retention_.keep_best = static_cast<int>(options.keep_best);
   world.all_or_error("preparing the checkpoint folder", [&] {
     if (world.rank() != 0) return;
     std::error_code error;
@@ -91,7 +74,7 @@ RunCheckpoints::RunCheckpoints(std::string directory, const RunConfig::Checkpoin
   });
 }
 
-std::vector<CheckpointTensor> RunCheckpoints::tensors(bool saving, bool weights_only, Staged& staged) const {
+std::vector<CheckpointTensor> RunCheckpoints::tensors(What what, bool saving) const {
   std::vector<CheckpointTensor> out;
   std::map<std::pair<std::string, std::string>, std::size_t> index;
   const ParameterTable& table = instance_->table();
@@ -107,24 +90,27 @@ std::vector<CheckpointTensor> RunCheckpoints::tensors(bool saving, bool weights_
     const bool is_table = s + 1 == shards.size();
     // Where several ranks hold the same piece, the first of them saves it.
     const bool writes = !saving || (is_table ? mesh_->table_replicas->rank() : mesh_->replicas->rank()) == 0;
-    std::vector<std::pair<const char*, Tensor>> parts = {{"weight", shard.weight}};
-    if (!weights_only) {
+    std::vector<std::pair<const char*, Tensor>> parts;
+    parts.emplace_back("weight", shard.weight);
+    if (instance_->has_optimizer()) {
       const Optimizer::State& state = instance_->optimizer().states()[s];
-      parts.insert(parts.end(), {{"master", state.master},
-                                 {"remainder", state.remainder},
-                                 {"exp_avg", state.m},
-                                 {"exp_avg_sq", state.v}});
+      parts.emplace_back("master", state.master);
+      parts.emplace_back("remainder", state.remainder);
+      if (what == What::all) {
+        parts.emplace_back("exp_avg", state.m);
+        parts.emplace_back("exp_avg_sq", state.v);
+      }
     }
     for (const auto& [part, tensor] : parts) {
       if (!tensor) continue;
-      std::byte* host = staged.host_of(tensor, saving);
+      auto* const data = static_cast<std::byte*>(tensor.data());
       const auto add = [&](int parameter, std::int64_t begin, std::int64_t count, std::int64_t offset) {
         const ParameterSpec& spec = table.specs[static_cast<std::size_t>(parameter)];
         if (!spec.trainable && std::string_view(part) != "weight") return;
         CheckpointTensor& t = entry(spec, part, tensor.dtype());
         if (writes && count > 0)
           t.slices.push_back(
-              {begin, count, host + static_cast<std::size_t>(offset) * size_of(tensor.dtype())});
+              {begin, count, data + static_cast<std::size_t>(offset) * size_of(tensor.dtype())});
       };
       for (const ParameterSpec& spec : table.specs) {  // the entries first, in one order on all ranks
         const int unit_of_shard = is_table ? -1 : static_cast<int>(s);
@@ -134,53 +120,76 @@ std::vector<CheckpointTensor> RunCheckpoints::tensors(bool saving, bool weights_
         add(slice.parameter, slice.parameter_begin, slice.count, slice.offset);
     }
   }
-  if (saving) staged.backend->synchronize(instance_->stream());
   return out;
 }
 
-std::string RunCheckpoints::save(const RunProgress& progress, const std::string& config_yaml,
-                                 std::optional<double> validation_loss) {
-  Staged staged(*instance_);
-  CheckpointWriteOptions options;
-  options.metric = validation_loss;
-  const std::string path = write_checkpoint(directory_, progress.step, tensors(true, false, staged),
-                                            to_state(progress, config_yaml), *world_, options);
-  world_->all_or_error("deleting old checkpoints", [&] {
-    if (world_->rank() == 0) delete_old_checkpoints(directory_, retention_);
+void RunCheckpoints::prepare_saving(int ranks_per_node, const std::string& config_yaml, const Json& model) {
+  config_yaml_ = config_yaml;
+  model_ = model;
+  const std::size_t share = cpu_backend().memory().free / 2 / static_cast<std::size_t>(ranks_per_node);
+  HostGroup group = world_->duplicate();
+  world_->all_or_error("preparing to save", [&] {
+    saver_.emplace(directory_, retention_, tensors(What::all, true), instance_->stream().backend(),
+                   std::min(staging_, share), std::move(group));
   });
-  return path;
 }
 
-void RunCheckpoints::restore(const Checkpoint& checkpoint, bool weights_only) {
-  Staged staged(*instance_);
+void RunCheckpoints::start_save(const RunProgress& progress, std::optional<double> validation_loss) {
+  instance_->hold_state_until(saver_->start(progress.step, to_state(progress, config_yaml_, model_),
+                                            validation_loss, instance_->stream()));
+}
+
+void RunCheckpoints::restore(const Checkpoint& checkpoint, What what) {
+  Stream& stream = instance_->stream();
+  Backend& backend = stream.backend();
   CheckpointReadOptions options;
-  options.convert = weights_only;
-  read_checkpoint(checkpoint, tensors(false, weights_only, staged), *world_, options);
-  staged.write_back();
+  options.convert = true;
+  if (backend.device() != Device::cpu) {
+    options.store = [&](void* to, const void* host, std::size_t bytes) {
+      backend.copy_to_device(stream, to, host, bytes);
+      backend.synchronize(stream);
+    };
+  }
+  read_checkpoint(checkpoint, tensors(what, false), *world_, options);
 }
 
-std::optional<RunProgress> RunCheckpoints::resume(const ConfigPath& resume, std::ostream& notes) {
-  if (resume.is("none")) return std::nullopt;
-  const std::optional<Checkpoint> found = resume.is("auto")
-                                              ? find_newest_checkpoint(directory_, fallback_, *world_)
-                                              : open_checkpoint(resume.resolve(), *world_);
-  if (!found) return std::nullopt;
-  if (world_->rank() == 0) {
-    for (const std::string& message : found->passed_over) notes << message << '\n';
-    notes << fmt::format("Resuming from {} (step {}, written by {} ranks)\n", found->path,
-                         found->manifest.step, found->manifest.ranks);
+void RunCheckpoints::set_aside(const Checkpoint& found, std::ostream& notes) {
+  for (const Checkpoint::Damaged& damaged : found.passed_over) {
+    std::string path;
+    world_->all_or_error("setting a damaged checkpoint aside", [&] {
+      if (world_->rank() == 0) path = set_aside_damaged(directory_, damaged.step);
+    });
+    if (world_->rank() == 0)
+      notes << fmt::format("DAMAGED: {}\n  passed over, and set aside as {}\n", damaged.message, path);
   }
-  restore(*found, false);
+}
+
+std::optional<ResumedRun> RunCheckpoints::resume(const ConfigPath& resume, std::ostream& notes) {
+  if (resume.is("none")) return std::nullopt;
+  const bool newest = resume.is("auto") || resume.is("weights-only");
+  const std::optional<Checkpoint> found = newest ? find_newest_checkpoint(directory_, fallback_, *world_)
+                                                 : open_checkpoint(resume.resolve(), *world_);
+  if (!found) return std::nullopt;
+  set_aside(*found, notes);
+  const bool weights_only = resume.is("weights-only");
+  if (world_->rank() == 0)
+    notes << fmt::format("Resuming from {} (step {}, written by {} ranks){}\n", found->path,
+                         found->manifest.step, found->manifest.ranks,
+                         weights_only ? ": weights only, the moments begin at zero" : "");
+  restore(*found, weights_only ? What::weights : What::all);
   instance_->weights_resumed();
-  return from_state(found->manifest.state, found->path);
+  const auto folder = std::filesystem::path(found->path).parent_path();
+  return ResumedRun{
+      from_state(found->manifest.state, found->path),
+      newest || std::filesystem::weakly_canonical(folder) == std::filesystem::weakly_canonical(directory_)};
 }
 
 std::int64_t RunCheckpoints::load_weights_only(const std::string& path) {
-  const bool one = std::filesystem::exists(std::filesystem::path(path) / CheckpointManifest::kFileName);
   const std::optional<Checkpoint> found =
-      one ? open_checkpoint(path, *world_) : find_newest_checkpoint(path, fallback_, *world_);
+      is_one_checkpoint(path) ? open_checkpoint(path, *world_)
+                              : find_newest_checkpoint(folder_of_checkpoints(path), fallback_, *world_);
   require(found.has_value(), "{}: no checkpoint there", path);
-  restore(*found, true);
+  restore(*found, What::weights);
   instance_->weights_resumed();
   return found->manifest.step;
 }

@@ -10,7 +10,7 @@
 #include "parallel/host_group.h"
 #include "parallel/mesh.h"
 #include "trainer/checkpoint.h"
-#include "trainer/checkpoint_directory.h"
+#include "trainer/checkpoint_saver.h"
 #include "trainer/instance.h"
 #include "trainer/run_config.h"
 
@@ -25,6 +25,11 @@ struct RunProgress {
   Position data;            ///< of the next row
 };
 
+struct ResumedRun {
+  RunProgress progress;
+  bool own = false;  ///< from a checkpoint in the run's own folder
+};
+
 class RunCheckpoints {
  public:
   /// Sweeps what a killed run left in `directory` (rank 0). All references must outlive this object.
@@ -32,29 +37,46 @@ class RunCheckpoints {
   RunCheckpoints(std::string directory, const RunConfig::Checkpoint& options, Instance& instance,
                  const Mesh& mesh, HostGroup& world);
 
-  /// Collective; returns the published path, then deletes what retention no longer keeps. config_yaml is
-  /// stored beside the state. A failed save is an Error; the run may go on.
-  std::string save(const RunProgress& progress, const std::string& config_yaml,
-                   std::optional<double> validation_loss);
+  /// Takes the host memory that saves are copied into: what the state takes, at most checkpoint.staging and
+  /// this rank's share of half the host's free memory. state: JSON objects of what every save stores
+  /// unchanged (config: YAML text; model: config.json). Collective, once, before the first save.
+  void prepare_saving(int ranks_per_node, const std::string& config_yaml, const nlohmann::json& model);
+  std::size_t staging_bytes() const { return saver_->staging_bytes(); }
+  /// Begins to save; see CheckpointSaver. The next update waits for the copy by itself.
+  void start_save(const RunProgress& progress, std::optional<double> validation_loss);
+  std::optional<SaveOutcome> take_save() { return saver_->take(); }
+  std::optional<SaveOutcome> wait_for_save() { return saver_->wait(); }
+  bool ranks_lost() const { return !saver_->usable(); }
 
-  /// Restores weights, masters and moments and returns where the run stands; nothing where `resume` is auto
-  /// and there is no checkpoint, or none. Messages for the user go to `notes` on rank 0. Collective.
-  std::optional<RunProgress> resume(const ConfigPath& resume, std::ostream& notes);
+  /// Restores weights, masters and moments (weights-only: without moments) and returns where the run stands;
+  /// nothing where `resume` is none, or where there is no checkpoint and none was named. Damaged ones that
+  /// were passed over are set aside. Messages for the user go to `notes` on rank 0. Collective.
+  std::optional<ResumedRun> resume(const ConfigPath& resume, std::ostream& notes);
 
-  /// Weights only, from a checkpoint (a folder of them: the newest), for evaluation.
+  /// Weights (and masters, where the instance has an optimizer) from a checkpoint or the newest of a folder.
+  /// Returns its step. Collective.
   std::int64_t load_weights_only(const std::string& path);
 
  private:
-  struct Staged;
-  std::vector<CheckpointTensor> tensors(bool saving, bool weights_only, Staged& staged) const;
-  void restore(const Checkpoint& checkpoint, bool weights_only);
+  enum class What { all, weights };
+  std::vector<CheckpointTensor> tensors(What what, bool saving) const;
+  void restore(const Checkpoint& checkpoint, What what);
+  void set_aside(const Checkpoint& found, std::ostream& notes);
 
   std::string directory_;
   CheckpointRetention retention_;
+  std::size_t staging_;
   bool fallback_;
   Instance* instance_;
   const Mesh* mesh_;
   HostGroup* world_;
+  std::string config_yaml_;
+  nlohmann::json model_;
+  std::optional<CheckpointSaver> saver_;
 };
+
+/// Is there a checkpoint at this path, or a folder of them (itself or its "checkpoints")? Looks at names
+/// only.
+bool is_checkpoint_path(const std::string& path);
 
 }  // namespace lapidary

@@ -122,8 +122,10 @@ struct RunConfig {
     std::int64_t every = 500;  ///< steps; 0: only at the end and on a signal
     std::int64_t keep_last = 2;
     std::int64_t keep_every = 0;  ///< steps; 0: none
+    std::int64_t keep_best = 0;
     ConfigPath resume{"auto"};
-    bool fallback = false;
+    bool fallback = true;
+    std::int64_t staging = 64LL << 30;  ///< bytes a rank
     bool operator==(const Checkpoint&) const = default;
   } checkpoint;
 

@@ -54,6 +54,7 @@ class Trainer {
       if (due(run_.config().validation.every)) validate();
       request = agree_on_stop();
       if (due(run_.config().checkpoint.every) || request != StopRequest::none) save();
+      report(run_.checkpoints().take_save());
     }
     return finish(request);
   }
@@ -66,21 +67,24 @@ class Trainer {
   void start() {
     const RunConfig& config = run_.config();
     save_configuration();
-    run_.start_weights();
+    const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_);
+    if (!resumed) run_.start_weights();
     tune_products(run_.instance(),
                   synthetic_batch(run_.setup().model, run_.setup().options.model.capacity,
                                   config.data.sequence_length, config.model.image_attention),
                   config.run.products, run_.world());
-    if (const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_)) {
-      progress_ = *resumed;
+    run_.prepare_saving(config_yaml_);
+    if (resumed) {
+      progress_ = resumed->progress;
       require(progress_.seed == config.run.seed,
               "run.seed is {}, but the checkpoint was written with seed {}: its data order "
               "would change; set run.seed to {} or checkpoint.resume to none",
               config.run.seed, progress_.seed, progress_.seed);
       run_.data().seek(progress_.data);
-      saved_step_ = progress_.step;
+      if (resumed->own) saved_step_ = save_begun_ = progress_.step;
     }
     progress_.seed = config.run.seed;
+    start_step_ = progress_.step;
     if (leads()) {
       print_start();
       MetricsOptions options;
@@ -175,7 +179,7 @@ class Trainer {
       throw Error(fmt::format("step {}: the loss is not finite (first seen on rank {}); nothing was updated "
                               "or saved, the last "
                               "checkpoint is that of step {}",
-                              step, first_broken, saved_step_),
+                              step, first_broken, last_saved()),
                   ExitCode::numeric);
     }
     if (!std::isfinite(norm_)) {
@@ -183,7 +187,7 @@ class Trainer {
           fmt::format(
               "step {}: the gradient norm is not finite (loss {}); nothing was updated or saved, the last "
               "checkpoint is that of step {}",
-              step, totals[kTotalLoss] / targets, saved_step_),
+              step, totals[kTotalLoss] / targets, last_saved()),
           ExitCode::numeric);
     }
     return totals[kTotalLoss] / targets;
@@ -224,26 +228,41 @@ class Trainer {
     const auto start = Clock::now();
     const EvaluationResult result = run_.validate();
     validation_loss_ = result.loss;
+    validated_step_ = progress_.step;
     if (leads())
       metrics_->validation(progress_.step, result.loss, static_cast<std::int64_t>(result.tokens),
                            seconds_since(start));
     interval_.start += Clock::now() - start;  // not the training's time
   }
 
+  /// Begins a save; the one before has to end first.
   void save() {
-    if (saved_step_ == progress_.step) return;
+    if (save_begun_ == progress_.step) return;
     const auto start = Clock::now();
-    try {
-      const std::string path = run_.checkpoints().save(progress_, config_yaml_, validation_loss_);
-      saved_step_ = progress_.step;
-      if (leads()) metrics_->checkpoint(progress_.step, path, seconds_since(start));
-    } catch (const Error& e) {
-      // A disk that is full or slow costs a checkpoint, not the run; a rank that is gone ends it.
-      if (e.code() == ExitCode::peer_lost && saves_failed_ >= kFailedSavesAllowed) throw;
-      ++saves_failed_;
-      if (leads()) metrics_->note(fmt::format("step {}: NOT saved: {}", progress_.step, e.what()));
-    }
-    interval_.start += Clock::now() - start;
+    report(run_.checkpoints().wait_for_save());
+    const bool validated = validated_step_ == progress_.step;
+    run_.checkpoints().start_save(progress_, validated ? validation_loss_ : std::nullopt);
+    save_begun_ = progress_.step;
+    interval_.start += Clock::now() - start;  // not the training's time
+  }
+
+  /// A disk that is full or slow costs a checkpoint, not the run; a rank that is gone ends it.
+  void report(const std::optional<SaveOutcome>& save) {
+    if (!save) return;
+    if (!save->path.empty()) saved_step_ = save->step;
+    if (run_.checkpoints().ranks_lost()) throw Error(save->error, ExitCode::peer_lost);
+    if (!leads()) return;
+    if (save->path.empty())
+      metrics_->note(fmt::format("step {}: NOT SAVED, training goes on: {}", save->step, save->error));
+    else
+      metrics_->checkpoint(save->step, save->path, save->stall_seconds, save->seconds);
+    for (const std::string& problem : save->problems) metrics_->note(problem);
+  }
+
+  /// Step of the newest checkpoint, the one under way included.
+  std::int64_t last_saved() {
+    report(run_.checkpoints().wait_for_save());
+    return saved_step_;
   }
 
   StopRequest agree_on_stop() {
@@ -257,10 +276,13 @@ class Trainer {
     const bool stopped = request == StopRequest::stop && progress_.step < run_.config().train.steps;
     if (!stopped && run_.config().validation.every > 0 && !due(run_.config().validation.every)) validate();
     save();
+    report(run_.checkpoints().wait_for_save());
     if (leads()) {
       metrics_->end(progress_.step, stopped ? "stopped by a signal or run.stop_after" : "finished");
-      write_loss_curve(run_.directory() + "/metrics.jsonl", run_.directory() + "/loss.svg");
+      if (progress_.step > start_step_)
+        write_loss_curve(run_.directory() + "/metrics.jsonl", run_.directory() + "/loss.svg");
     }
+    if (saved_step_ != progress_.step) return ExitCode::peer_lost;  // said above: a batch script tries again
     return stopped ? ExitCode::interrupted : ExitCode::ok;
   }
 
@@ -285,8 +307,6 @@ class Trainer {
     }
   }
 
-  static constexpr int kFailedSavesAllowed = 3;
-
   TrainingRun& run_;
   std::ostream& console_;
   std::string config_yaml_;
@@ -297,8 +317,9 @@ class Trainer {
   Interval interval_;
   double lr_ = 0, norm_ = 0;
   std::optional<double> validation_loss_;
-  std::int64_t saved_step_ = -1;
-  int saves_failed_ = 0;
+  std::int64_t validated_step_ = -1;
+  std::int64_t start_step_ = 0;
+  std::int64_t save_begun_ = -1, saved_step_ = -1;
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "trainer/training_run.h"
 
 #include "kernels/check.h"
+#include "kernels/json.h"
 #include "model/weights.h"
 
 namespace lapidary {
@@ -26,6 +27,7 @@ TokenLayout token_layout(const ModelConfig& c) {
 TrainingRun::TrainingRun(const RunConfig& config, HostGroup& world, const NodePlace& place, bool training)
     : config_(&config),
       world_(&world),
+      ranks_per_node_(place.ranks_per_node),
       device_(choose_device(config.run.device)),
       setup_(make_run_setup(config, world.size(), world.rank(), place.ranks_per_node, training)),
       plan_(make_plan(setup_, device_)),
@@ -68,12 +70,28 @@ void TrainingRun::start_weights() {
   if (config_->model.weights.is("random")) {
     initialize_weights(stream, setup_.model, setup_.table, instance_->shards(),
                        static_cast<std::uint64_t>(config_->run.seed));
-  } else {
-    world_->all_or_error("loading the weights", [&] {
-      load_weights(stream, setup_.table, instance_->shards(), config_->model.weights.resolve());
-    });
+    return instance_->weights_loaded();
   }
+  const std::string path = config_->model.weights.resolve();
+  std::int64_t is_checkpoint = 0;
+  world_->all_or_error("looking at the weights", [&] {
+    if (world_->rank() == 0) is_checkpoint = is_checkpoint_path(path) ? 1 : 0;
+  });
+  if (world_->all_reduce(is_checkpoint, HostGroup::Reduce::max, "looking at the weights") != 0) {
+    checkpoints_->load_weights_only(path);
+    return;
+  }
+  world_->all_or_error("loading the weights",
+                       [&] { load_weights(stream, setup_.table, instance_->shards(), path); });
   instance_->weights_loaded();
+}
+
+void TrainingRun::prepare_saving(const std::string& config_yaml) {
+  constexpr std::int64_t kLargestConfig = 16 << 20;
+  nlohmann::json model;
+  world_->all_or_error("reading the model's shape",
+                       [&] { model = read_json_file(config_->model.config.resolve(), kLargestConfig); });
+  checkpoints_->prepare_saving(ranks_per_node_, config_yaml, model);
 }
 
 EvaluationResult TrainingRun::validate() {

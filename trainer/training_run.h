@@ -36,6 +36,8 @@ class TrainingRun {
 
   /// Initialised or loaded as model.weights says.
   void start_weights();
+  /// Before the first save; config_yaml is stored with each. Collective.
+  void prepare_saving(const std::string& config_yaml);
   EvaluationResult validate();
 
  private:
@@ -43,6 +45,7 @@ class TrainingRun {
 
   const RunConfig* config_;
   HostGroup* world_;
+  int ranks_per_node_;
   Device device_;
   RunSetup setup_;
   MemoryPlan plan_;

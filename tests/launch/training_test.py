@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tempfile
 import time
 
 PROGRAM, SOURCE, CASE = sys.argv[1:4]
+BF16 = 2e-3  # the same in bf16
 FIRST, LATER = 1e-5, 1e-3  # relative difference of losses between rank counts: first ten steps, all steps
 
 CONFIG = """
@@ -180,12 +182,101 @@ def bad_input(runs):
     files = sorted(f for f in os.listdir(f"{runs.folder}/g/checkpoints/step-00000008") if f.endswith(".h5"))
     damaged = f"{runs.folder}/g/checkpoints/step-00000008/{files[-1]}"
     os.truncate(damaged, os.path.getsize(damaged) - 100)
-    refused("g", re.escape(files[-1]))
-    output, _ = runs.run("g", 2, "checkpoint.fallback=true", steps=10)
+    refused("g", re.escape(files[-1]), "checkpoint.fallback=false")
+    output, _ = runs.run("g", 2, steps=10, every=4)
     check("step-00000004" in output, f"expected the one before:\n{output}")
+    names = set(os.listdir(f"{runs.folder}/g/checkpoints"))
+    check({"step-00000008", "step-00000008.damaged-1"} <= names, f"expected the damaged one beside a new one: {names}")
 
 
-CASES = dict(ranks=ranks, resume=resume, kills=kills, faults=faults, bad_input=bad_input)
+LAYOUTS = {  # of weights and optimizer, and how far losses may be off on another number of ranks
+    "wide": (["run.precision=float32"], LATER),
+    "float32": (["run.precision=bf16", "optimizer.state=float32"], BF16),
+    "split": (["run.precision=bf16", "optimizer.state=split"], BF16),
+    "bf16": (["run.precision=bf16", "optimizer.state=bf16"], BF16),
+}
+
+
+def shapes_for(ranks):
+    """The ways to spread weights over so many ranks: settings by name."""
+    shard = max(n for n in range(1, ranks // 2 + 1) if ranks % n == 0) if ranks > 1 else 1
+    return {"zero3": ["parallel.zero=3"], "zero2": ["parallel.zero=2"], "hybrid": [f"parallel.shard={shard}"]}
+
+
+def one_pair(runs, layout, shape, writers, readers):
+    """Saved on `writers`, resumed on `readers`: the same tensors, and the next 20 losses as without a break."""
+    settings, bound = LAYOUTS[layout]
+    base = f"{layout}-{shape}-{writers}"
+    small = ["train.rows_per_step=7", "validation.every=0", "schedule.kind=constant", "schedule.warmup_steps=2"]
+    if not os.path.exists(f"{runs.folder}/{base}"):
+        runs.run(base, writers, *settings, *small, *shapes_for(writers)[shape], "checkpoint.keep_last=10", steps=24, every=4)
+        for step in range(8, 25, 4):
+            shutil.rmtree(f"{runs.folder}/{base}/checkpoints/step-{step:08}", ignore_errors=True)
+    saved = f"{runs.folder}/{base}/checkpoints/step-00000004"
+    name = f"{base}-{readers}"
+    common = [*settings, *small, *shapes_for(readers)[shape], f"checkpoint.resume={saved}"]
+    runs.run(f"{name}-same", readers, *common, steps=4)  # nothing to do but to save again
+    again = f"{runs.folder}/{name}-same/checkpoints/step-00000004"
+    done = subprocess.run([PROGRAM, "checkpoint", "diff", saved, again], stdout=subprocess.PIPE, text=True)
+    check(done.returncode == 0, f"{name}: other tensors:\n{done.stdout}")
+    runs.run(name, readers, *common, steps=24)
+    a, b = runs.steps(name), runs.steps(base)[4:]
+    check([(r["step"], r["data_hash"]) for r in a] == [(r["step"], r["data_hash"]) for r in b], f"{name}: other samples")
+    off = max(abs(x["loss"] - y["loss"]) / abs(y["loss"]) for x, y in zip(a, b))
+    check(len(a) == 20 and off <= (0 if writers == readers else bound), f"{name}: losses differ by {off:.1e}")
+    print(f"{layout}, {shape}: {writers} to {readers} ranks: {done.stdout.split()[0]} tensors the same, losses off by {off:.1e}",
+          flush=True)
+    for folder in (f"{name}-same", name):
+        shutil.rmtree(f"{runs.folder}/{folder}")
+
+
+def elsewhere(runs):
+    """A few pairs of rank counts; matrix has all. Then another layout, weights only, and a new run from a checkpoint."""
+    for layout, shape, writers, readers in (("split", "zero2", 1, 3), ("float32", "hybrid", 4, 2), ("bf16", "zero3", 2, 2)):
+        one_pair(runs, layout, shape, writers, readers)
+    saved = f"{runs.folder}/split-zero2-1/checkpoints"
+    wide = [*LAYOUTS["wide"][0], "train.rows_per_step=7", "validation.every=0", "schedule.warmup_steps=2"]
+    output, _ = runs.run("converted", 2, *wide, f"checkpoint.resume={saved}/step-00000004", steps=8)
+    check("Resuming from" in output and len(runs.steps("converted")) == 4, output)
+    runs.run("fresh", 2, *wide, f"model.weights={saved}", steps=4)
+    runs.run("weights", 2, *wide, steps=4)
+    output, _ = runs.run("weights", 2, *wide, "checkpoint.resume=weights-only", steps=8)
+    check("the moments begin at zero" in output and [r["step"] for r in runs.steps("weights")] == list(range(1, 9)), output)
+    first = {name: runs.steps(name)[0]["loss"] for name in ("fresh", "weights")}
+    check(first["fresh"] < first["weights"], f"trained weights begin no better than random ones: {first}")
+
+
+def matrix(runs):
+    """Every pair of rank counts, layout and mesh: 300 pairs, an hour and more. In an order that says something early."""
+    counts = (1, 2, 3, 4, 7)
+    pairs = [(layout, shape, w, r) for layout in LAYOUTS for shape in ("zero3", "zero2", "hybrid") for w in counts for r in counts]
+    random.Random(1).shuffle(pairs)
+    for number, pair in enumerate(pairs, 1):
+        print(f"{number}/{len(pairs)}", end=" ")
+        one_pair(runs, *pair)
+
+
+def full_disk(runs):
+    """Saves that fail: training goes on and says so, the end is code 76, and what was saved before is intact."""
+    path = f"{runs.folder}/small"
+    os.mkdir(path)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", path], stderr=subprocess.DEVNULL).returncode == 0
+    check(mounted, "a tmpfs cannot be mounted here")
+    try:
+        output, _ = runs.run("full", 2, f"run.directory={path}/run", "checkpoint.keep_last=100", steps=12, every=2, expect=76)
+        saved = sorted(os.listdir(f"{path}/run/checkpoints"))
+        check(0 < len(saved) < 6 and all(s.startswith("step-") for s in saved), f"{saved}\n{output}")
+        check(output.count("NOT SAVED, training goes on") == 6 - len(saved) and "GiB are free" in output, output)
+        check(len([line for line in open(f"{path}/run/metrics.jsonl") if '"step"' in line]) > 0, output)
+        done = subprocess.run([PROGRAM, "checkpoint", "verify", *(f"{path}/run/checkpoints/{s}" for s in saved)],
+                              stdout=subprocess.PIPE, text=True)
+        check(done.returncode == 0, done.stdout)
+        print(f"{len(saved)} of 6 saves fitted, the others were refused")
+    finally:
+        subprocess.run(["umount", path])
+
+
+CASES = dict(elsewhere=elsewhere, matrix=matrix, full_disk=full_disk, ranks=ranks, resume=resume, kills=kills, faults=faults, bad_input=bad_input)
 
 with tempfile.TemporaryDirectory(prefix="lapidary-training-") as scratch:
     CASES[CASE](Runs(scratch))

@@ -53,7 +53,7 @@ const std::vector<std::string> kFiles = {"manifest.json", "index.h5", "shard-000
 
 TEST_F(CheckpointDamage, FlippedBits) {
   std::mt19937 random(1);
-  for (int i = 0; i < 400; ++i) {
+  for (int i = 0; i < 1000; ++i) {
     const std::string& name = kFiles[random() % kFiles.size()];
     File file = File::open_to_write(newest_ + "/" + name);
     const auto at = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(file.size()));

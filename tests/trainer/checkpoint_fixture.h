@@ -135,7 +135,7 @@ class Holding {
       for (const CheckpointSlice& slice : tensors_[t].slices)
         for (std::int64_t i = 0; i < slice.count; ++i)
           f(t, slice.begin + i, tensors_[t].dtype,
-            static_cast<char*>(slice.host) + i * static_cast<std::int64_t>(size_of(tensors_[t].dtype)));
+            static_cast<char*>(slice.data) + i * static_cast<std::int64_t>(size_of(tensors_[t].dtype)));
   }
   std::vector<std::unique_ptr<char[]>> memory_;
   std::vector<CheckpointTensor> tensors_;

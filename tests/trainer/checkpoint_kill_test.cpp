@@ -11,6 +11,7 @@
 
 #include "tests/trainer/checkpoint_fixture.h"
 #include "trainer/checkpoint_directory.h"
+#include "trainer/checkpoint_saver.h"
 
 namespace lapidary {
 namespace {
@@ -43,14 +44,22 @@ void save_for_ever(const std::string& folder, HostGroup& group, const Checkpoint
     require(holding.wrong(step) == 0, "the checkpoint of step {} holds something else", step);
   }
   const int acknowledge = ::open((folder + "/acknowledged").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+  CheckpointSaver saver(directory, {.keep_last = 2}, holding.tensors(), cpu_backend(), 4096,
+                        group.duplicate());
+  const std::unique_ptr<Stream> compute = cpu_backend().make_stream("compute");
   for (;;) {
     holding.fill(++step);
-    write_checkpoint(directory, step, holding.tensors(), "{}", group, {.metric = {}, .hook = hook});
-    if (group.rank() != 0) continue;
-    const std::string line = std::to_string(step) + "\n";
-    require(::write(acknowledge, line.data(), line.size()) > 0, "cannot acknowledge");
-    for (const std::string& problem : delete_old_checkpoints(directory, {.keep_last = 2}, hook))
-      fail("{}", problem);
+    bool acknowledged_step = false;
+    saver.start(step, "{}", std::nullopt, *compute, [&](std::string_view point) {
+      if (hook) hook(point);
+      if (point != "published" || std::exchange(acknowledged_step, true)) return;
+      const std::string line = std::to_string(step) + "\n";
+      require(::write(acknowledge, line.data(), line.size()) > 0, "cannot acknowledge");
+    });
+    holding.clear();  // training goes on
+    const auto outcome = saver.wait();
+    require(outcome->error.empty(), "{}", outcome->error);
+    for (const std::string& problem : outcome->problems) fail("{}", problem);
   }
 }
 
@@ -183,8 +192,14 @@ bool is_gone_soon(pid_t pid) {
   return false;
 }
 
+/// LAPIDARY_KILLS: how often, for a long run by hand.
+int kills(int usual) {
+  const char* asked = std::getenv("LAPIDARY_KILLS");
+  return asked != nullptr ? std::atoi(asked) : usual;
+}
+
 TEST_F(CheckpointKill, AnyRankOfSeveral) {
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < kills(20); ++i) {
     const int ranks = 2 + i % 3;
     for (int r = 0; r < 4; ++r) std::filesystem::remove(folder_.path() + "/pid." + std::to_string(r));
     const pid_t launcher = fork();

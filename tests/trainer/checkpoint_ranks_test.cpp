@@ -116,7 +116,7 @@ TEST_F(CheckpointRanks, EveryElementExactlyOnce) {
   EXPECT_TRUE(contains(write({{1, 9, v}}), "w (weight): nobody has elements [0, 1)"));
   EXPECT_TRUE(contains(write({{0, 11, v}}), "w (weight): slice [0, 0 + 11) of 10 elements"));
   EXPECT_TRUE(contains(write({{-1, 11, v}}), "w (weight): slice [-1, -1 + 11) of 10 elements"));
-  EXPECT_TRUE(contains(write({{0, 10, nullptr}}), "w (weight): slice"));
+  EXPECT_TRUE(contains(write({{0, 10, nullptr}}), "slice [0, 0 + 10) has no memory"));
   EXPECT_TRUE(leftovers().empty() && published_steps(directory_).empty());
   EXPECT_EQ(write({{5, 5, v}, {0, 5, v}}), "no error");
   EXPECT_TRUE(
@@ -356,7 +356,7 @@ TEST_F(CheckpointRanks, DamageIsFoundByWhicheverRankLooks) {
     ASSERT_TRUE(found);
     EXPECT_EQ(found->manifest.step, 1);
     ASSERT_EQ(found->passed_over.size(), 1u);
-    EXPECT_TRUE(contains(found->passed_over[0], path)) << found->passed_over[0];
+    EXPECT_TRUE(contains(found->passed_over[0].message, path)) << found->passed_over[0].message;
     flip();
     EXPECT_EQ(find_newest_checkpoint(directory_, true, world_)->manifest.step, 2);
   }

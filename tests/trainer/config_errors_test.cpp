@@ -216,7 +216,7 @@ const WrongFile kWrongFiles[] = {
      "run.yaml:2:12: model.weights: ${LAPIDARY_NO_SUCH}/hf: the environment variable LAPIDARY_NO_SUCH is not "
      "set"},
     {"checkpoint:\n  resume: [auto]\n",
-     "run.yaml:2:11: checkpoint.resume: expected auto, none, or a path, found a list"},
+     "run.yaml:2:11: checkpoint.resume: expected auto, none, weights-only, or a path, found a list"},
     // Lists of sources.
     {"data:\n  train: {path: shards}\n",
      "run.yaml:2:10: data.train: expected a path or a list such as [folder, {path: other, weight: 2}], found "

@@ -71,7 +71,7 @@ TEST_F(MetricsTest, EveryLineIsAnObjectThatHoldsTheExactNumbers) {
   r.data_hash = 0xabcdef;
   metrics.step(r);
   metrics.validation(1, 5.25, 777, 2.5);
-  metrics.checkpoint(1, "run/step-1", 0.25);
+  metrics.checkpoint(1, "run/step-1", 0.25, 1.5);
   metrics.end(1, "finished");
   const auto read = lines();  // before the file is closed: every line is already there
   ASSERT_EQ(read.size(), 5u);
