@@ -323,9 +323,10 @@ struct LossScores {
   Tensor targets;  ///< i32 [C] id in the whole vocabulary, -1: not trained
   std::int64_t first_row = 0;
   double cap = 0.0;  ///< 0: none
-  Tensor scores;     ///< [C, R] of loss_score_dtype(device, T)
+  Tensor scores;     ///< [C, R] of loss_score_dtype(device, T), rows may be strided; not needed for the
+                     ///< statistics alone where loss_statistics_alone()
   Tensor stats;      ///< f32 [C, kLossStats] (f64 for f64)
-  Tensor scratch{};  ///< GPU: float32 logits of a block of the vocabulary, 16 MiB at most
+  Tensor scratch{};  ///< GPU: sums over tiles, or float32 logits of a block of the vocabulary
   std::size_t scratch_bytes(Device) const;
   void cpu(Stream&) const;
   void cuda(Stream&) const;
@@ -350,7 +351,7 @@ struct LossCombine {
 /// The gradient of grad_scale * sum of the tokens' losses: dl = p (1 + 2 z lse) - (1 - s) onehot - s / V,
 /// dz = dl (1 - (l / cap)^2), d_hidden = dz table, d_table += dz^T hidden.
 struct LossGradient {
-  Tensor scores, stats;           ///< as LossScores left them; scores is destroyed
+  Tensor scores, stats;           ///< as LossScores left them; scores is destroyed, rows may be strided
   Tensor hidden, table, targets;  ///< as in LossScores
   std::int64_t first_row = 0;
   double cap = 0.0;
@@ -368,6 +369,10 @@ struct LossGradient {
 
 /// Element type of LossScores::scores for activations of type T on a device.
 DType loss_score_dtype(Device device, DType activations);
+/// Elements from row to row of LossScores::scores over `rows` rows of the table that suit the device.
+std::int64_t loss_score_stride(Device device, std::int64_t rows);
+/// True where LossScores gives the statistics without scores: in bf16 on a GPU, with a cap.
+bool loss_statistics_alone(Device device, DType activations, std::int64_t width, double cap);
 
 // ---------------------------------------------------------------------------------------------- optimizer
 

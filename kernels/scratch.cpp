@@ -79,8 +79,9 @@ std::size_t GridEmbeddingBackward::scratch_bytes(Device device) const {
 }
 
 std::size_t LossScores::scratch_bytes(Device device) const {
-  const bool blocks = device == Device::cuda && hidden.dtype() == DType::bf16;
-  return blocks ? loss_block_bytes(hidden.rows(), table.rows()) : 0;
+  if (device == Device::cpu || hidden.dtype() != DType::bf16) return 0;
+  return loss_scores_fit(hidden, scores, cap) ? ScoreScratch(hidden.rows(), table.rows()).total()
+                                              : loss_block_bytes(hidden.rows(), table.rows());
 }
 
 std::size_t LossGradient::scratch_bytes(Device device) const {
@@ -102,6 +103,15 @@ std::size_t SquaredNorm::scratch_bytes(Device device) const {
 DType loss_score_dtype(Device device, DType activations) {
   if (activations == DType::bf16 && device == Device::cpu) return DType::f32;
   return activations;
+}
+
+std::int64_t loss_score_stride(Device device, std::int64_t rows) {
+  constexpr std::int64_t kLine = 64;  // 128 bytes of bf16: what TMA and the cache move at a time
+  return device == Device::cpu ? rows : (rows + kLine - 1) / kLine * kLine;
+}
+
+bool loss_statistics_alone(Device device, DType activations, std::int64_t width, double cap) {
+  return device == Device::cuda && activations == DType::bf16 && width % 8 == 0 && cap > 0;
 }
 
 }  // namespace lapidary

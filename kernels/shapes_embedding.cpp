@@ -105,7 +105,7 @@ namespace {
 
 /// What LossScores and LossGradient share; returns T.
 template <class Op>
-DType check_loss(const OpCheck& c, const Op& op, Device device) {
+DType check_loss(const OpCheck& c, const Op& op, Device device, bool scores_optional) {
   c.dims({"hidden", op.hidden}, 2);
   c.dims({"table", op.table}, 2);
   c.float_type({"hidden", op.hidden});
@@ -114,7 +114,8 @@ DType check_loss(const OpCheck& c, const Op& op, Device device) {
   c.tensor({"hidden", op.hidden}, t, {tokens, width});
   c.tensor({"table", op.table}, t, {vocabulary, width});
   c.tensor({"targets", op.targets}, DType::i32, {tokens});
-  c.tensor({"scores", op.scores}, loss_score_dtype(device, t), {tokens, vocabulary});
+  if (op.scores || !scores_optional)
+    c.rows({"scores", op.scores}, loss_score_dtype(device, t), {tokens, vocabulary});
   c.tensor({"stats", op.stats}, wide_type(t), {tokens, kLossStats});
   c.that(op.cap >= 0, "cap is negative");
   return t;
@@ -124,7 +125,7 @@ DType check_loss(const OpCheck& c, const Op& op, Device device) {
 
 void check(const LossScores& op, Device device) {
   const OpCheck c("LossScores");
-  check_loss(c, op, device);
+  check_loss(c, op, device, loss_statistics_alone(device, op.hidden.dtype(), op.hidden.cols(), op.cap));
   c.aliases({{"hidden", op.hidden}, {"table", op.table}, {"targets", op.targets}},
             {{"scores", op.scores}, {"stats", op.stats}});
 }
@@ -147,7 +148,7 @@ void check(const LossCombine& op) {
 
 void check(const LossGradient& op, Device device) {
   const OpCheck c("LossGradient");
-  const DType t = check_loss(c, op, device);
+  const DType t = check_loss(c, op, device, false);
   const std::int64_t tokens = op.hidden.size(0), width = op.hidden.size(1);
   c.tensor({"lse", op.lse}, wide_type(t), {tokens});
   const bool wide = op.d_hidden && op.d_hidden.dtype() == DType::f32 && t == DType::bf16;

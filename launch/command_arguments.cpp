@@ -170,6 +170,18 @@ void describe(BenchAttentionArguments& a, CommandSyntax& syntax) {
   syntax.word("device", a.device, {"auto", "cpu", "cuda"}, "where to compute");
 }
 
+void describe(BenchLossArguments& a, CommandSyntax& syntax) {
+  syntax.numbers("tokens", a.tokens, 1, 1 << 24, "numbers of tokens, each timed");
+  syntax.numbers("scratch", a.scratch, 1, 1 << 20, "MiB of scores, each timed (loss.scratch)");
+  syntax.number("vocabulary", a.vocabulary, 1, std::int64_t{1} << 24, "rows of the table, over all ranks");
+  syntax.number("width", a.width, 1, 1 << 20, "of the hidden states");
+  syntax.real("cap", a.cap, 0, 1e6, "soft cap of the logits; 0: none");
+  syntax.number("rounds", a.rounds, 1, 1000, "measurements of each");
+  syntax.flag("errors", a.errors, "also compare with float32, on random and on peaked data (one rank)");
+  syntax.number("error-tokens", a.error_tokens, 1, 1 << 24, "tokens of that comparison");
+  syntax.word("device", a.device, {"auto", "cpu", "cuda"}, "where to compute");
+}
+
 void describe(ConfigShowArguments& a, CommandSyntax& syntax) {
   describe_config(a.config, syntax);
   syntax.flag("changed", a.changed, "only required keys and those that differ from their default");

@@ -177,6 +177,19 @@ struct BenchAttentionArguments {
 };
 int run_bench_attention(const BenchAttentionArguments& arguments);
 
+/// lapidary bench loss
+struct BenchLossArguments {
+  std::vector<int> tokens{4096, 8192, 16384};
+  std::vector<int> scratch{64, 128, 256, 512, 1024};  ///< MiB
+  std::int64_t vocabulary = 262144, width = 3840;
+  double cap = 30;
+  int rounds = 5;
+  bool errors = false;
+  std::int64_t error_tokens = 2048;
+  DeviceChoice device = DeviceChoice::automatic;
+};
+int run_bench_loss(const BenchLossArguments& arguments, const MpiSession& session);
+
 /// lapidary config show, check
 struct ConfigShowArguments {
   ConfigArguments config;
@@ -208,6 +221,7 @@ void describe(CheckpointDiffArguments& a, CommandSyntax& syntax);
 void describe(ParityArguments& a, CommandSyntax& syntax);
 void describe(BenchStepArguments& a, CommandSyntax& syntax);
 void describe(BenchAttentionArguments& a, CommandSyntax& syntax);
+void describe(BenchLossArguments& a, CommandSyntax& syntax);
 void describe(ConfigShowArguments& a, CommandSyntax& syntax);
 void describe(ConfigCheckArguments& a, CommandSyntax& syntax);
 void describe(ConfigReferenceArguments& a, CommandSyntax& syntax);

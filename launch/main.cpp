@@ -18,6 +18,7 @@ std::vector<lapidary::Command> commands(const lapidary::MpiSession* session) {
       make_command("eval", "computes the held-out loss of a checkpoint", run_eval, session),
       make_command("parity", "compares the model with a reference that transformers computed",
                    run_parity_command, session),
+      make_command("bench loss", "times the loss head against its matrix products", run_bench_loss, session),
       make_command("plan", "says what a run needs of memory, by number of ranks", run_plan),
       make_command("data build", "turns JSONL files and the media they name into shards", run_data_build),
       make_command("data inspect", "counts what a data set holds", run_data_inspect),
@@ -58,7 +59,7 @@ bool started_by_launcher() {
 }
 
 bool is_of_ranks(const std::vector<std::string>& words) {
-  if (words.size() > 1 && words[0] == "bench" && words[1] == "step") return true;
+  if (words.size() > 1 && words[0] == "bench") return words[1] == "step" || words[1] == "loss";
   return !words.empty() &&
          std::find(kCommandsOfRanks.begin(), kCommandsOfRanks.end(), words[0]) != kCommandsOfRanks.end();
 }

@@ -11,7 +11,7 @@ struct LossHead::Chunk {
   std::int64_t begin = 0, own = 0, tokens = 0;
   Tensor hidden;   // T [G tokens, D]: all ranks' hidden states, zeros behind each rank's own
   Tensor targets;  // i32 [G tokens], -1 behind
-  Tensor scores;   // [G tokens, R]
+  Tensor scores;   // [G tokens, R], or nothing where the statistics do without
   Tensor stats;    // [G tokens, kLossStats]: this rank's rows of the table
   Tensor lse;      // [G tokens]
 };
@@ -23,22 +23,36 @@ LossHead::LossHead(const ModelConfig& config, const LossOptions& options, Vocabu
       type_(type),
       accumulation_(type == DType::f64 ? DType::f64 : DType::f32) {}
 
-std::int64_t LossHead::chunk_tokens(Device device) const {
-  const int ranks = table_->group().size();
-  const auto width = static_cast<std::size_t>(config_->width);
+bool LossHead::keeps_scores(Device device, bool gradients) const {
+  return gradients || !loss_statistics_alone(device, type_, config_->width, config_->soft_cap);
+}
+
+std::int64_t LossHead::chunk_tokens(Device device, std::int64_t total, bool gradients) const {
+  constexpr std::int64_t kTile = 256;  // tokens that products on a GPU work on at a time
+  constexpr std::size_t kStatisticsScratch = std::size_t{12} << 20;  // enough to keep a GPU busy
+  const std::int64_t ranks = table_->group().size();
   // Every rank of the group must cut the same chunks: count the largest shard's rows, not one's own.
-  const auto rows = static_cast<std::size_t>(table_rows(config_->vocabulary, 0, ranks).size());
-  const std::size_t exact = size_of(accumulation_);
-  std::size_t per_token = rows * size_of(loss_score_dtype(device, type_));  // scores
-  per_token +=
-      exact * static_cast<std::size_t>(kLossStats * (1 + ranks) + 3);  // statistics, lse, nll, entropy
-  if (ranks > 1)
-    per_token += width * (size_of(type_) + exact) + sizeof(std::int32_t);  // gathered states, gradients
-  const std::size_t fits = options_.scratch_bytes / (per_token * static_cast<std::size_t>(ranks));
-  require(fits >= 1,
-          "loss.scratch is {} bytes, expected at least {}: one token of every rank in the vocabulary group",
-          options_.scratch_bytes, per_token * static_cast<std::size_t>(ranks));
-  return std::min(static_cast<std::int64_t>(fits), std::max<std::int64_t>(table_->capacity(), 1));
+  const std::int64_t rows = table_rows(config_->vocabulary, 0, static_cast<int>(ranks)).size();
+  std::int64_t fits = 0;  // tokens of all ranks
+  if (keeps_scores(device, gradients)) {
+    const std::size_t per_token =
+        static_cast<std::size_t>(loss_score_stride(device, rows)) * size_of(loss_score_dtype(device, type_));
+    fits = static_cast<std::int64_t>(options_.scratch_bytes / per_token);
+    require(fits >= ranks,
+            "loss.scratch is {} bytes, expected at least {}: one token of every rank in the vocabulary group",
+            options_.scratch_bytes, per_token * static_cast<std::size_t>(ranks));
+  } else {
+    LossScores tile{};
+    tile.hidden = Tensor(nullptr, type_, {kTile, config_->width});
+    tile.table = Tensor(nullptr, type_, {rows, config_->width});
+    tile.cap = config_->soft_cap;
+    const std::size_t budget = std::min(options_.scratch_bytes, kStatisticsScratch);
+    fits = std::max<std::int64_t>(static_cast<std::int64_t>(budget / tile.scratch_bytes(device)), 1) * kTile;
+  }
+  fits = std::max<std::int64_t>(fits / ranks, 1);
+  if (total <= fits) return std::max<std::int64_t>(total, 1);
+  const std::int64_t chunks = (total + fits - 1) / fits, even = (total + chunks - 1) / chunks;
+  return std::min(fits, (even + kTile - 1) / kTile * kTile);
 }
 
 void LossHead::gather_chunk(Stream& stream, Arena& arena, const Tensor& hidden, const Tensor& targets,
@@ -133,8 +147,8 @@ void LossHead::run_chunks(Stream& stream, const Tensor& hidden, const Tensor& ta
                           const Tensor& entropy) {
   Arena& arena = stream.workspace();
   const bool alone = table_->group().size() == 1;
-  const std::int64_t step = chunk_tokens(stream.device());
   const std::int64_t end = alone ? hidden.rows() : table_->capacity();
+  const std::int64_t step = chunk_tokens(stream.device(), end, static_cast<bool>(d_hidden));
   for (std::int64_t begin = 0; begin < end; begin += step) {
     ArenaScope scope(arena);
     Chunk chunk;
@@ -143,7 +157,10 @@ void LossHead::run_chunks(Stream& stream, const Tensor& hidden, const Tensor& ta
     chunk.tokens = alone ? chunk.own : std::min(step, end - begin);
     gather_chunk(stream, arena, hidden, targets, chunk);
     const std::int64_t n = chunk.hidden.rows();
-    chunk.scores = arena.allocate(loss_score_dtype(stream.device(), type_), {n, table_->range().size()});
+    if (keeps_scores(stream.device(), static_cast<bool>(d_hidden))) {
+      const std::int64_t rows = table_->range().size(), stride = loss_score_stride(stream.device(), rows);
+      chunk.scores = arena.allocate(loss_score_dtype(stream.device(), type_), {n, stride}).col_range(0, rows);
+    }
     chunk.stats = arena.allocate(accumulation_, {n, kLossStats});
     chunk.lse = arena.allocate(accumulation_, {n});
     run(stream, LossScores{.hidden = chunk.hidden,

@@ -12,7 +12,9 @@ namespace lapidary {
 
 struct LossOptions {
   double label_smoothing = 0, z_loss = 0;
-  std::size_t scratch_bytes = std::size_t{256} << 20;  ///< bound on the memory of a chunk
+  /// Bound on the memory of a chunk's scores. Beside it a chunk takes 6 bytes per token and unit of width
+  /// (its gradients and scaled states) or 3 % of the scores (sums over tiles), whichever is more.
+  std::size_t scratch_bytes = std::size_t{256} << 20;
 };
 
 /// Indices into the totals of a loss (f64 [kLossTotals]), each summed over trained tokens.
@@ -31,12 +33,14 @@ class LossHead {
                   const Tensor& totals, const Tensor& d_hidden, const Tensor& token_nll,
                   const Tensor& entropy);
 
-  /// Tokens of one rank in a chunk: the most whose scores, hidden states and gradients stay within the
-  /// scratch.
-  std::int64_t chunk_tokens(Device device) const;
+  /// Tokens of one rank in a chunk of `total`: the most whose scores stay within the scratch, or less where
+  /// that cuts as few chunks more evenly. Statistics alone (`gradients` false) need no scores on some
+  /// devices; then only sums over tiles bound the chunk.
+  std::int64_t chunk_tokens(Device device, std::int64_t total, bool gradients) const;
 
  private:
   struct Chunk;
+  bool keeps_scores(Device device, bool gradients) const;
   void gather_chunk(Stream& stream, Arena& arena, const Tensor& hidden, const Tensor& targets, Chunk& chunk);
   void combine(Stream& stream, Arena& arena, Chunk& chunk, const Tensor& totals, const Tensor& token_nll,
                const Tensor& entropy);

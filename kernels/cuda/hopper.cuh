@@ -259,6 +259,12 @@ __device__ inline void tma_load_multicast(std::uint32_t shared, const CUtensorMa
                       "l"(policy))
 }
 
+/// Brings a box from global memory to the L2 cache [cp.async.bulk.prefetch.tensor].
+template <int kDims>
+__device__ inline void tma_prefetch(const CUtensorMap& map, const Box<kDims>& box) {
+  LAPIDARY_TENSOR_ASM("cp.async.bulk.prefetch.tensor", ".L2.global", "[%4, ", "];", "l"(&map))
+}
+
 // ------------------------------------------------------------------------- TMA: stores and additions
 
 /// Copies `shared` to a box, in this thread's current bulk group [cp.async.bulk.tensor].

@@ -4,7 +4,43 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/tensor.h"
+
 namespace lapidary {
+
+/// Tiles of the products that the loss head runs itself (kernels/cuda/product.cuh): tokens of two tiles,
+/// columns.
+constexpr std::int64_t kProductRows = 256, kProductColumns = 192;
+
+inline std::int64_t product_tiles(std::int64_t size, std::int64_t tile) {
+  return (size + tile - 1) / tile;
+}
+
+/// True where the loss head can run its products itself: bf16, and rows that TMA can address, whole multiples
+/// of 16 bytes. `scores` may be absent.
+inline bool loss_products_fit(const Tensor& hidden, const Tensor& scores) {
+  const bool score_rows = !scores || scores.rows() <= 1 || scores.row_stride() % 8 == 0;
+  return hidden.dtype() == DType::bf16 && hidden.cols() % 8 == 0 && score_rows;
+}
+
+/// As loss_products_fit, and the logits are bounded: then one product makes scores and statistics.
+inline bool loss_scores_fit(const Tensor& hidden, const Tensor& scores, double cap) {
+  return loss_products_fit(hidden, scores) && cap > 0;
+}
+
+/// Partial results of that product, in this order; bytes.
+struct ScoreScratch {
+  std::int64_t stride;  ///< tokens, rounded up to whole tiles
+  std::size_t partial;  ///< f32 [tiles of columns, 3, stride]: sums
+  std::size_t best;     ///< u64 [stride]: the largest logit and its column
+  std::size_t target;   ///< f32 [stride]: the target's logit
+  ScoreScratch(std::int64_t tokens, std::int64_t rows)
+      : stride(product_tiles(tokens, kProductRows) * kProductRows),
+        partial(static_cast<std::size_t>(product_tiles(rows, kProductColumns) * 3 * stride) * sizeof(float)),
+        best(static_cast<std::size_t>(stride) * sizeof(std::uint64_t)),
+        target(static_cast<std::size_t>(stride) * sizeof(float)) {}
+  std::size_t total() const { return partial + best + target; }
+};
 
 /// Float32 logits of one block of the vocabulary: small enough to stay in the L2 cache between the product
 /// that writes them and the pass that reads them.
@@ -29,15 +65,19 @@ inline std::int64_t loss_piece_rows(std::int64_t rows, std::int64_t width) {
 struct LossGradientScratch {
   std::size_t d_hidden;  ///< f32 [C, D]
   std::size_t scaled;    ///< T [C, D]: hidden states times their rows' scales
-  std::size_t rows;      ///< f32 [C] twice (scale, gradient at the target), i32 [C] (order of the targets)
-  std::size_t block;     ///< logits of a block, with label smoothing only
-  std::size_t total() const { return d_hidden + scaled + rows + block; }
+  static constexpr int kRows = 5;
+  std::size_t rows;   ///< f32 or i32 [C], kRows of them: scale, exact terms, order
+  std::size_t parts;  ///< i32: how many parts of d_hidden's tiles are added
+  std::size_t block;  ///< logits of a block, with label smoothing only
+  std::size_t total() const { return d_hidden + scaled + rows + parts + block; }
 };
 
 inline LossGradientScratch loss_gradient_scratch(std::int64_t tokens, std::int64_t width, std::int64_t rows,
                                                  bool smoothing) {
   const auto align = [](std::int64_t bytes) { return static_cast<std::size_t>((bytes + 255) / 256 * 256); };
-  return {align(tokens * width * 4), align(tokens * width * 2), 3 * align(tokens * 4),
+  return {align(tokens * width * 4), align(tokens * width * 2),
+          LossGradientScratch::kRows * align(tokens * 4),
+          align(2 * product_tiles(tokens, kProductRows) * product_tiles(width, kProductColumns) * 4),
           smoothing ? loss_block_bytes(tokens, rows) : 0};
 }
 

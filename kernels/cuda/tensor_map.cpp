@@ -66,7 +66,8 @@ CUtensorMap make_tensor_map(const TensorMapShape& shape) {
 }
 
 CUtensorMap make_tensor_map(const Tensor& x, std::int64_t box_rows, std::int64_t box_cols, bool swizzle) {
-  const std::int64_t stride = x.rows() > 1 ? x.row_stride() : x.cols();
+  // The stride of a single row means nothing, but has to be one that the driver takes.
+  const std::int64_t stride = x.rows() > 1 ? x.row_stride() : (x.cols() + 15) / 16 * 16;
   return make_tensor_map({.data = x.data(),
                           .dtype = x.dtype(),
                           .dims = 2,
@@ -74,11 +75,6 @@ CUtensorMap make_tensor_map(const Tensor& x, std::int64_t box_rows, std::int64_t
                           .stride = {1, stride},
                           .box = {box_cols, box_rows},
                           .swizzle = swizzle});
-}
-
-bool tensor_map_fits(const Tensor& x) {
-  const auto stride = static_cast<std::uintptr_t>(x.rows() > 1 ? x.row_stride() : x.cols());
-  return (reinterpret_cast<std::uintptr_t>(x.data()) | stride * size_of(x.dtype())) % 16 == 0;
 }
 
 }  // namespace lapidary

@@ -32,7 +32,4 @@ CUtensorMap make_tensor_map(const TensorMapShape& shape);
 CUtensorMap make_tensor_map(const Tensor& x, std::int64_t box_rows, std::int64_t box_cols,
                             bool swizzle = true);
 
-/// True where TMA can address the rows of x: start and row stride on 16 bytes.
-bool tensor_map_fits(const Tensor& x);
-
 }  // namespace lapidary

@@ -192,8 +192,10 @@ std::vector<OpCase> loss_cases() {
        {Head{"smallest", 1, 1, 2, 1}, Head{"plain", 7, 5, 23, 1}, Head{"capped", 9, 6, 31, 1, 30.0},
         Head{"shards", 9, 6, 31, 3, 30.0}, Head{"no_tokens", 0, 6, 31, 2, 30.0},
         Head{"more_shards_than_rows", 5, 4, 3, 5, 4.0}, Head{"smooth", 9, 6, 31, 2, 30.0, 0.1, 1e-3},
-        Head{"smooth_uncapped", 6, 3, 12, 1, 0, 0.2, 0.01},
-        Head{"larger", 35, 48, 701, 2, 30.0, 0.05, 1e-4}}) {
+        Head{"smooth_uncapped", 6, 3, 12, 1, 0, 0.2, 0.01}, Head{"larger", 35, 48, 701, 2, 30.0, 0.05, 1e-4},
+        // Rows that a GPU's TMA can address: beside, on and over the edges of its products' tiles.
+        Head{"tiles", 130, 24, 392, 1, 30.0}, Head{"tile", 1, 8, 8, 1, 4.0},
+        Head{"tile_shards", 40, 72, 592, 2, 30.0, 0.1, 1e-3}}) {
     out.push_back(loss_case(s));
     for (const bool wide : {false, true}) out.push_back(loss_gradient_case(s, wide));
   }
