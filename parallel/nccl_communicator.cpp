@@ -105,10 +105,10 @@ class NcclCommunicator final : public Communicator {
     return {backend.record(*stream_), nullptr};
   }
 
-  /// Multiprocessors that a collective may take from the matrix products beside it. A layer's collective has
-  /// the whole computation of a layer to hide behind, and a product whose last wave loses some of its
-  /// multiprocessors takes up to twice as long: few blocks cost less than they save. NCCL_MAX_CTAS overrides.
-  static constexpr int kMaxBlocks = 8;
+  /// Multiprocessors that a collective may take from the matrix products beside it: too few and it no longer
+  /// hides behind a layer's computation, too many and the products wait for a last wave. A step of the 12B on
+  /// two H200s takes 627 ms with 4, 588 with 8, 583 with 16. NCCL_MAX_CTAS overrides.
+  static constexpr int kMaxBlocks = 16;
 
   std::string name_;
   std::unique_ptr<Stream> stream_;
