@@ -35,28 +35,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// The largest terms of a row's gradient, which are computed in float32 and left out of the scores: at the
-/// target, and at the shard's best column where that is another one.
-struct ExactTerms {
-  float *at_target, *at_best;  ///< [C] 0: none
-  std::int32_t* best;          ///< [C] its id, -1: none
-
-  /// d_hidden's part of a row at column j of the table.
-  __device__ float hidden_part(std::int64_t r, const std::int32_t* targets, const Bf16* table,
-                               std::int64_t first_row, int width, int j) const {
-    float d = 0.0f;
-    if (at_target[r] != 0.0f) d += at_target[r] * to_float(table[(targets[r] - first_row) * width + j]);
-    if (at_best[r] != 0.0f) d += at_best[r] * to_float(table[(best[r] - first_row) * width + j]);
-    return d;
-  }
-};
-
-/// Per row: its scale v, its exact terms (whose scores become 0), and v x rounded to bf16. whole_scores: the
-/// scores are gradients already, up to grad_scale.
+/// Per row: its scale v, the exact gradient at the target (whose score becomes 0), and v x rounded to bf16.
+/// whole_scores: the scores are gradients already, up to grad_scale.
 __global__ void __launch_bounds__(kThreads)
     prepare_rows(GradientTerms g, bool whole_scores, const std::int32_t* targets, const float* stats,
                  const float* lse, const Bf16* hidden, int width, std::int64_t columns, std::int64_t stride,
-                 Bf16* scores, float* scale, ExactTerms exact, Bf16* scaled) {
+                 Bf16* scores, float* scale, float* at_target, Bf16* scaled) {
   const std::int64_t r = blockIdx.x;
   const std::int32_t target = targets[r];
   const float row_lse = lse[r];
@@ -66,33 +50,34 @@ __global__ void __launch_bounds__(kThreads)
     if (!whole_scores) v *= g.weight(row_lse) * expf(stats[r * kLossStats + kLossMax] - row_lse);
   }
   if (threadIdx.x == 0) {
-    const auto take_out = [&](std::int64_t id, float l, float at_target) {
-      const std::int64_t column = id - g.first_row;
-      if (target < 0 || column < 0 || column >= columns) return 0.0f;
+    const std::int64_t column = target - g.first_row;
+    float exact = 0.0f;
+    if (target >= 0 && column >= 0 && column < columns) {
+      const float l = stats[r * kLossStats + kLossTarget];
+      const float d = expf(l - row_lse) * g.weight(row_lse) - (1.0f - g.smoothing) - g.uniform;
+      exact = g.grad_scale * d * g.slope(l);
       scores[r * stride + column] = from_float<Bf16>(0.0f);
-      return g.grad_scale * (expf(l - row_lse) * g.weight(row_lse) - at_target - g.uniform) * g.slope(l);
-    };
-    const auto best = static_cast<std::int64_t>(stats[r * kLossStats + kLossBestId]);
+    }
     scale[r] = v;
-    exact.at_target[r] = take_out(target, stats[r * kLossStats + kLossTarget], 1.0f - g.smoothing);
-    exact.at_best[r] = best != target ? take_out(best, stats[r * kLossStats + kLossBest], 0.0f) : 0.0f;
-    exact.best[r] = exact.at_best[r] != 0.0f ? static_cast<std::int32_t>(best) : -1;
+    at_target[r] = exact;
   }
   for (int j = static_cast<int>(threadIdx.x); j < width; j += kThreads)
     scaled[r * width + j] = from_float<Bf16>(v * to_float(hidden[r * width + j]));
 }
 
-/// d_hidden = v product + the exact terms' rows of the table.
+/// d_hidden = v product + (gradient at the target) table[target].
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    finish_rows(const float* product, const float* scale, ExactTerms exact, const std::int32_t* targets,
+    finish_rows(const float* product, const float* scale, const float* at_target, const std::int32_t* targets,
                 const Bf16* table, std::int64_t first_row, int width, T* d_hidden) {
   const std::int64_t r = blockIdx.x;
-  const float v = scale[r];
+  const float v = scale[r], exact = at_target[r];
+  const Bf16* row = exact != 0.0f ? table + (targets[r] - first_row) * width : nullptr;
   for (int j = static_cast<int>(threadIdx.x); j < width; j += kThreads) {
     // A row without a target has no gradient, whatever its scores hold.
-    const float d = v != 0.0f ? v * product[r * width + j] : 0.0f;
-    d_hidden[r * width + j] = from_float<T>(d + exact.hidden_part(r, targets, table, first_row, width, j));
+    float d = v != 0.0f ? v * product[r * width + j] : 0.0f;
+    if (row) d += exact * to_float(row[j]);
+    d_hidden[r * width + j] = from_float<T>(d);
   }
 }
 
@@ -126,8 +111,7 @@ GradientTerms terms_of(const LossGradient& op) {
 
 /// Where LossGradient's bf16 form keeps what.
 struct GradientBuffers {
-  float *d_hidden, *scale, *logits;
-  ExactTerms exact;
+  float *d_hidden, *scale, *at_target, *logits;
   Bf16* scaled;
   std::int32_t *order, *parts;
 
@@ -140,12 +124,9 @@ struct GradientBuffers {
     };
     d_hidden = reinterpret_cast<float*>(take(plan.d_hidden));
     scaled = reinterpret_cast<Bf16*>(take(plan.scaled));
-    const auto take_row = [&] { return take(plan.rows / LossGradientScratch::kRows); };
-    scale = reinterpret_cast<float*>(take_row());
-    exact.at_target = reinterpret_cast<float*>(take_row());
-    exact.at_best = reinterpret_cast<float*>(take_row());
-    exact.best = reinterpret_cast<std::int32_t*>(take_row());
-    order = reinterpret_cast<std::int32_t*>(take_row());
+    scale = reinterpret_cast<float*>(take(plan.rows / 3));
+    at_target = reinterpret_cast<float*>(take(plan.rows / 3));
+    order = reinterpret_cast<std::int32_t*>(take(plan.rows / 3));
     parts = reinterpret_cast<std::int32_t*>(take(plan.parts));
     logits = reinterpret_cast<float*>(take(plan.block));
   }
@@ -167,7 +148,7 @@ void gradient_bf16(Stream& stream, const LossGradient& op) {
   prepare_rows<<<rows, kThreads, 0, native>>>(terms, smoothing, ptr<std::int32_t>(op.targets),
                                               ptr<float>(op.stats), ptr<float>(op.lse), ptr<Bf16>(op.hidden),
                                               static_cast<int>(width), columns, op.scores.row_stride(),
-                                              scores, buffers.scale, buffers.exact, buffers.scaled);
+                                              scores, buffers.scale, buffers.at_target, buffers.scaled);
   launched("LossGradient");
   const Tensor product(buffers.d_hidden, DType::f32, {tokens, width});
   const Tensor scaled(buffers.scaled, DType::bf16, {tokens, width});
@@ -180,15 +161,12 @@ void gradient_bf16(Stream& stream, const LossGradient& op) {
   }
   with_float_type("LossGradient", op.d_hidden.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    finish_rows<T><<<rows, kThreads, 0, native>>>(buffers.d_hidden, buffers.scale, buffers.exact,
+    finish_rows<T><<<rows, kThreads, 0, native>>>(buffers.d_hidden, buffers.scale, buffers.at_target,
                                                   ptr<std::int32_t>(op.targets), ptr<Bf16>(op.table),
                                                   op.first_row, static_cast<int>(width), ptr<T>(op.d_hidden));
   });
   launched("LossGradient");
-  add_rows_by_id(stream, "LossGradient", {op.targets, op.first_row, -1, buffers.exact.at_target}, op.hidden,
-                 1.0, op.d_table, buffers.order);
-  const Tensor best(buffers.exact.best, DType::i32, {tokens});
-  add_rows_by_id(stream, "LossGradient", {best, op.first_row, -1, buffers.exact.at_best}, op.hidden, 1.0,
+  add_rows_by_id(stream, "LossGradient", {op.targets, op.first_row, -1, buffers.at_target}, op.hidden, 1.0,
                  op.d_table, buffers.order);
 }
 
