@@ -19,6 +19,7 @@ using namespace attention512;
 constexpr int kStages = 4;
 constexpr int kStageA = kTile * 64 * 2, kStageB = kKeyTile * 64 * 2, kStage = kStageA + kStageB;
 constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 columns
+constexpr int kApart = 2;                ///< steps between the two computing warpgroups, of kStages
 constexpr int kThreads = 3 * 128;        ///< a warpgroup that loads, two that compute
 
 struct Shared {
@@ -206,10 +207,12 @@ struct Consumer {
       arrive_at(shared_address(&shared.empty[slot]), static_cast<std::uint32_t>(warp));
   }
 
-  /// sums = first operand [64, 64 steps] second operand [64 steps, 256].
+  /// sums = first operand [64, 64 steps] second operand [64 steps, 256]. Where `apart`, the second warpgroup
+  /// begins kApart steps behind the first, so that one multiplies while the other is at what follows.
   template <Major kA, Major kB>
-  __device__ void product(int steps) {
+  __device__ void product(int steps, bool apart) {
     int before = 0;
+    if (apart && group == 1) named_sync(3, 256);
 #pragma unroll
     for (float& x : sums) x = 0.0f;
     for (int s = 0; s < steps; ++s) {
@@ -223,6 +226,7 @@ struct Consumer {
       wgmma_commit();
       wgmma_wait<1>();
       if (s > 0) release(before);
+      if (apart && group == 0 && s == kApart) named_arrive(3, 256);
       before = stage.slot;
       stage.next();
     }
@@ -279,7 +283,7 @@ struct Consumer {
     }
     const bool covered = __all_sync(0xffffffffu, max(from[0], from[1]) <= 0 && min(to[0], to[1]) >= kKeyTile);
     std::uint32_t p[64];
-    product<Major::k, Major::k>(kDim / 64);
+    product<Major::k, Major::k>(kDim / 64, true);
     signal_tiles();
     if (!covered) hide(from, to, -INFINITY);
 #pragma unroll
@@ -293,7 +297,7 @@ struct Consumer {
       }
       store_tile(t, false, column, word);
     }
-    product<Major::k, Major::k>(kDim / 64);
+    product<Major::k, Major::k>(kDim / 64, false);
     if (!covered) hide(from, to, 0.0f);  // whatever a hidden key holds, infinities too, stays out
 #pragma unroll
     for (int column = 0; column < 4; ++column) {
@@ -368,9 +372,9 @@ struct Consumer {
       } else {
         signal_tiles();
         if (t.kind == Kind::d_q) {
-          product<Major::k, Major::mn>(t.steps);
+          product<Major::k, Major::mn>(t.steps, false);
         } else {
-          product<Major::mn, Major::mn>(t.steps);
+          product<Major::mn, Major::mn>(t.steps, false);
         }
         if (t.kind == Kind::d_q) {
           accumulate(t, maps.d_q, t.row);
