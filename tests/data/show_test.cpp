@@ -180,8 +180,8 @@ TEST(VerifyDataSet, finds_what_hashes_cannot) {
       maker.add_sound(documents.back(), 4);
     }
     write_data_set(temporary / "data", documents);
-    forge_shard(temporary / "data", [&](File& shard, const ShardRecord& record) {
-      shard.write_at(&value, 1, record.places.at(array) + byte);
+    forge_shard(temporary / "data", [&fault](File& shard, const ShardRecord& record) {
+      shard.write_at(&std::get<2>(fault), 1, record.places.at(std::get<0>(fault)) + std::get<1>(fault));
     });
     std::ostringstream out;
     EXPECT_GE(verify_data_set(temporary / "data", out), 1) << array << " byte " << byte;

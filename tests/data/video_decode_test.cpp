@@ -71,10 +71,10 @@ class Encoder {
     check(av_frame_get_buffer(frame, 0));
     for (int plane = 1; plane < 3 && frame->data[plane]; ++plane)
       std::memset(frame->data[plane], 128,
-                  static_cast<std::size_t>(frame->linesize[plane] * (image.height / 2)));
+                  static_cast<std::size_t>(std::int64_t{frame->linesize[plane]} * (image.height / 2)));
     for (int y = 0; y < image.height; ++y) {
       for (int x = 0; x < image.width; ++x) {
-        const std::uint8_t* pixel = &image.pixels[static_cast<std::size_t>((y * image.width + x) * 3)];
+        const std::uint8_t* pixel = &image.pixels[(std::int64_t{y} * image.width + x) * 3];
         if (codec_->pix_fmt == AV_PIX_FMT_0RGB32) {
           const std::uint32_t value = static_cast<std::uint32_t>(pixel[0] << 16 | pixel[1] << 8 | pixel[2]);
           std::memcpy(frame->data[0] + y * frame->linesize[0] + 4 * x, &value, 4);
@@ -124,7 +124,7 @@ std::vector<RgbImage> noise(int count, int width, int height) {
   std::mt19937 random(1);
   std::vector<RgbImage> images(static_cast<std::size_t>(count), {width, height, {}});
   for (RgbImage& image : images) {
-    image.pixels.resize(static_cast<std::size_t>(width * height * 3));
+    image.pixels.resize(static_cast<std::size_t>(std::int64_t{3} * width * height));
     for (std::uint8_t& value : image.pixels) value = static_cast<std::uint8_t>(random());
   }
   return images;
@@ -133,9 +133,10 @@ std::vector<RgbImage> noise(int count, int width, int height) {
 /// Picture i is grey of level first + step * i.
 std::vector<RgbImage> levels(int count, int width, int height, int first, int step) {
   std::vector<RgbImage> images;
+  images.reserve(static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i)
     images.push_back({width, height,
-                      std::vector<std::uint8_t>(static_cast<std::size_t>(width * height * 3),
+                      std::vector<std::uint8_t>(static_cast<std::size_t>(std::int64_t{3} * width * height),
                                                 static_cast<std::uint8_t>(first + step * i))});
   return images;
 }
@@ -166,11 +167,12 @@ TEST(Video, KeepsTheOrderInWhichFramesAreShown) {
     const SampledVideo video = decode_video(encode(levels(50, 64, 48, 20, 4), options), container);
     ASSERT_EQ(video.frames.size(), 32u) << container;
     for (std::size_t k = 0; k < 32; ++k) {
-      const double luma = 20.0 + 4.0 * static_cast<double>(k * 50 / 32);
+      const std::size_t frame = k * 50 / 32;
+      const double luma = 20.0 + 4.0 * static_cast<double>(frame);
       EXPECT_NEAR(mean(video.frames[k]), std::max(0.0, (luma - 16) * 255 / 219), 4) << container << " " << k;
       // A transport stream does not say its rate: FFmpeg's estimate is a little off.
       const int off = std::string(container) == "mpegts" ? 1 : 0;
-      EXPECT_NEAR(video.seconds[k], static_cast<int>(k * 50 / 32 / 25), off) << container;
+      EXPECT_NEAR(video.seconds[k], static_cast<int>(frame / 25), off) << container;
     }
   }
 }

@@ -18,6 +18,7 @@ TEST(VideoSampling, TakesThirtyTwoFramesEvenly) {
             (std::vector<std::int64_t>{0, 1, 2, 3, 5, 6, 7, 8, 10}));
   EXPECT_EQ(frames.back(), 38);
   std::vector<std::int32_t> seconds;
+  seconds.reserve(frames.size());
   for (const std::int64_t frame : frames) seconds.push_back(second_of_frame(frame, 2));
   EXPECT_EQ(std::vector(seconds.begin(), seconds.begin() + 6), (std::vector<std::int32_t>{0, 0, 1, 1, 2, 3}));
   EXPECT_EQ(seconds.back(), 19);

@@ -16,6 +16,7 @@ struct Target {
   Target() {
     SampleMaker maker(1);
     std::vector<Document> documents;
+    documents.reserve(8);
     for (int d = 0; d < 8; ++d) documents.push_back(maker.mixed(20));
     write_data_set(folder / "data", documents);
     const ShardRecord record = read_manifest(folder / "data").shards.at(0);
