@@ -82,6 +82,28 @@ TEST(Arguments, EveryCommandReadsItsOwn) {
   EXPECT_EQ(read({"run/step-5"}, inspect), "");
   EXPECT_EQ(inspect.checkpoint, "run/step-5");
 
+  CheckpointExportArguments out;
+  EXPECT_EQ(read({"run", "-o", "hf", "--source", "gemma", "--max-file", "2GB", "--dtype", "f16"}, out), "");
+  EXPECT_EQ(out.checkpoint, "run");
+  EXPECT_EQ(out.output, "hf");
+  EXPECT_EQ(out.source, "gemma");
+  EXPECT_EQ(out.max_file, 2'000'000'000);
+  EXPECT_EQ(out.dtype, ExportType::f16);
+  CheckpointReshardArguments reshard;
+  EXPECT_EQ(read({"run", "--output", "cut", "--shards", "4", "--weights-only"}, reshard), "");
+  EXPECT_TRUE(reshard.shards == 4 && reshard.weights_only);
+  CheckpointAverageArguments average;
+  EXPECT_EQ(read({"a", "b", "-o", "mean"}, average), "");
+  EXPECT_EQ(average.checkpoints, (Words{"a", "b"}));
+  CheckpointDiffArguments diff;
+  EXPECT_EQ(read({"a", "b"}, diff), "");
+  EXPECT_EQ(diff.paths, (Words{"a", "b"}));
+  EXPECT_EQ(message<CheckpointImportArguments>({"gemma"}),
+            "lapidary test: --output is missing: where the checkpoint step-00000000 goes");
+  TrainArguments train;
+  EXPECT_EQ(read({"-c", "a.yaml", "--resume", "weights-only"}, train), "");
+  EXPECT_EQ(train.resume, "weights-only");
+
   ParityArguments parity;
   EXPECT_EQ(read({"--reference", "cases/text", "--device", "cpu", "--trajectory", "--tolerance", "1e-3",
                   "--activations", "recompute_block", "--zero", "2", "--float64"},

@@ -8,7 +8,7 @@ build=$1 folder=$2 layers=$3 ranks=$4
 source=$(realpath "$(dirname "$0")/../..")
 run() { "$source/tests/mpirun.sh" "$ranks" "$@"; }
 mkdir -p "$folder"
-trap 'rm -rf "$folder"/{config.json,source,imported,exported,saved,dd}' EXIT
+trap 'rm -rf "$folder"/{config.json,source,imported,exported,saved,dd}' EXIT  # what this script makes, no more
 sed "s/\"num_hidden_layers\": 48/\"num_hidden_layers\": $layers/; /\"layer_types\"/,/\]/d" \
   "$source/configs/models/gemma4-12b.json" >"$folder/config.json"
 
@@ -30,14 +30,17 @@ timed() {
 
 disk 256
 run "$build/tests/trainer/checkpoint_size" make "$folder/config.json" "$folder/source"
+disk 256  # again between the phases: other users of the disk come and go
 bytes=$(du -cb "$folder"/source/*.safetensors | tail -1 | cut -f1)
 timed import "$bytes" run /usr/bin/time -f '  %M KiB' "$build/lapidary" checkpoint import "$folder/source" -o "$folder/imported"
 timed verify "$bytes" /usr/bin/time -f '  %M KiB' "$build/lapidary" checkpoint verify "$folder/imported"
 timed export "$bytes" run /usr/bin/time -f '  %M KiB' "$build/lapidary" checkpoint export "$folder/imported" -o "$folder/exported"
+disk 256
 for file in "$folder"/source/*; do cmp "$file" "$folder/exported/$(basename "$file")"; done
 echo "the export is the source, byte for byte"
 rm -rf "$folder"/{source,imported,exported}
 run "$build/tests/trainer/checkpoint_size" save "$folder/config.json" "$folder/saved"
+disk 256
 run "$build/tests/trainer/checkpoint_size" resume "$folder/config.json" "$folder/saved"
 /usr/bin/time -f '  %M KiB' "$build/lapidary" checkpoint verify "$folder/saved" | tail -1
 disk 256
