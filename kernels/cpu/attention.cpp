@@ -117,7 +117,7 @@ template <class T>
 void forward(const Attention& op) {
   const std::int64_t tokens = op.q.size(0), heads = op.q.size(1);
   const std::int64_t tiles = (tokens + kQueryTile - 1) / kQueryTile;
-#pragma omp parallel if (heads * tiles > 1)
+#pragma omp parallel  // in any case: attention_backward.cpp says why
   {
     ForwardTile<Compute<T>> tile;
 #pragma omp for schedule(dynamic)

@@ -120,7 +120,9 @@ void backward(const AttentionBackward& op) {
   const std::int64_t tokens = op.q.size(0), dim = op.q.size(2), kv_heads = op.k.size(1);
   const std::int64_t group = op.q.size(1) / kv_heads, teams = teams_of(op), one = tokens * dim;
   F* sums = scratch_for<F>(op.scratch, 2 * kv_heads * teams * one, "AttentionBackward");
-#pragma omp parallel if (kv_heads * teams > 1)
+  // In parallel even where there is one team: the BLAS library then runs on one thread, whatever their
+  // number, and so gives the same bits.
+#pragma omp parallel
   {
     BackwardTile<T> tile;
 #pragma omp for schedule(dynamic)

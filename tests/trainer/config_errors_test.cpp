@@ -83,7 +83,7 @@ const WrongFile kWrongFiles[] = {
      "run.yaml:2:3: loss.temperature: unknown key; loss has label_smoothing, z_loss, scratch"},
     {"optimizer:\n  LR: 1\n",
      "run.yaml:2:3: optimizer.LR: unknown key; optimizer has lr, beta1, beta2, epsilon, "
-     "weight_decay, clip_norm, state"},
+     "weight_decay, clip_norm, state, offload"},
     {"optimizer:\n  lr:\n    peak: 1\n",
      "run.yaml:3:5: optimizer.lr: expected a number such as 0.1 or 1e-5, found keys and values"},
     {"optimiser:\n  lr: 1\n", "run.yaml:1:1: \"optimiser\": unknown section; did you mean optimizer?"},
