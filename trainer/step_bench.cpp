@@ -65,6 +65,7 @@ class StepBench {
         mesh_(make_mesh(setup_.mesh, backend_, place)),
         free_before_(backend_.memory().free) {
     check_fits(plan_, free_before_, device_);
+    check_fits_host(plan_, cpu_backend().memory().free / static_cast<std::size_t>(place.ranks_per_node));
     instance_ =
         std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, backend_, plan_.sizes);
     micro_ =
