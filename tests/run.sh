@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh [CTEST ARGUMENTS]: configures, builds and runs the tests; installs nothing. Examples:
+# run.sh [CTEST ARGUMENTS]: installs what is missing, where it may, configures, builds and runs the tests. Examples:
 #   tests/run.sh                      everything
 #   tests/run.sh -R model_ -V         one room, with output
 #   tests/run.sh -L mpi               by label: mpi, slow
@@ -16,6 +16,8 @@ case $preset in
   *) build=build-$preset ;;
 esac
 
+# Where packages come from elsewhere (modules of a cluster), configuring says what it misses.
+launch/install_dependencies.sh || echo "tests/run.sh: going on with what is there" >&2
 cmake --preset "$preset"
 cmake --build "$build" -j "$jobs"
 exec ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$jobs" "$@"
