@@ -229,9 +229,7 @@ class Trainer {
     const EvaluationResult result = run_.validate();
     validation_loss_ = result.loss;
     validated_step_ = progress_.step;
-    if (leads())
-      metrics_->validation(progress_.step, result.loss, static_cast<std::int64_t>(result.tokens),
-                           seconds_since(start));
+    if (leads()) metrics_->validation(progress_.step, result, seconds_since(start));
     interval_.start += Clock::now() - start;  // not the training's time
   }
 
@@ -348,9 +346,10 @@ int evaluate_run(const RunConfig& config, const std::string& checkpoint, HostGro
   const EvaluationResult r = run.validate();
   if (world.rank() == 0) {
     console << fmt::format(
-        "step {}: loss {:.6f}, negative log-likelihood {:.6f}, perplexity {:.4f}, accuracy {:.2f} %, {} "
-        "tokens\n",
-        step, r.loss, r.nll, std::exp(r.nll), 100 * r.accuracy, static_cast<std::int64_t>(r.tokens));
+        "step {}: loss {:.6f}, negative log-likelihood {:.6f}, perplexity {:.4f}, accuracy {:.2f} %, "
+        "entropy {:.6f}, {} tokens\n",
+        step, r.loss, r.nll, std::exp(r.nll), 100 * r.accuracy, r.entropy,
+        static_cast<std::int64_t>(r.tokens));
   }
   return 0;
 }

@@ -32,7 +32,7 @@ struct TokenKeys {
   const std::int32_t* ids;
   std::int64_t first_row, rows;
   std::int32_t padding_id;
-  static constexpr int per_token = 1;
+  int per_token;
   __device__ std::int32_t key(std::int64_t e) const {
     const std::int32_t id = ids[e];
     const std::int64_t row = id - first_row;
@@ -86,9 +86,9 @@ __global__ void add_segments(Keys keys, std::int64_t entries, const std::int32_t
     for (int j = 0; j < kAhead; ++j) {
       is_mine[j] = i + j < entries && keys.key(order[i + j]) == row;
       if (!is_mine[j]) continue;
-      const std::int64_t source = order[i + j] / Keys::per_token;
-      x[j] = Pack<T, W>::load(d + source * width + at);
-      weight[j] = weights ? weights[source] : 1.0f;
+      const std::int32_t entry = order[i + j];
+      x[j] = Pack<T, W>::load(d + static_cast<std::int64_t>(entry / keys.per_token) * width + at);
+      weight[j] = weights ? weights[entry] : 1.0f;
     }
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
@@ -170,7 +170,8 @@ std::int32_t* as_order(const Tensor& scratch) {
 
 void add_rows_by_id(Stream& stream, const char* op, const IdRows& rows, const Tensor& d, double scale,
                     const Tensor& d_table, std::int32_t* order) {
-  const TokenKeys keys{ptr<std::int32_t>(rows.ids), rows.first_row, d_table.rows(), rows.padding_id};
+  const TokenKeys keys{ptr<std::int32_t>(rows.ids), rows.first_row, d_table.rows(), rows.padding_id,
+                       rows.per_row};
   add_by_key(stream, op, keys, rows.ids.numel(), d, rows.weights, scale, d_table, order);
 }
 
@@ -189,7 +190,7 @@ void EmbeddingLookup::cuda(Stream& stream) const {
 
 void EmbeddingBackward::cuda(Stream& stream) const {
   check(*this);
-  add_rows_by_id(stream, "EmbeddingBackward", {ids, first_row, padding_id, nullptr}, d_out, scale, d_table,
+  add_rows_by_id(stream, "EmbeddingBackward", {ids, first_row, padding_id}, d_out, scale, d_table,
                  as_order(scratch));
 }
 
