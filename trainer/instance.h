@@ -70,6 +70,8 @@ class Instance {
   /// summed over the world, and the norm of the last finish_step().
   std::vector<double> read_totals();
   double read_norm();
+  /// Reads all weights that this rank holds, and waits.
+  bool weights_finite();
 
   MemorySizes peaks() const;  ///< the most that each arena has held
 

@@ -176,11 +176,11 @@ class Trainer {
         std::int64_t{broken_here ? world.rank() : world.size()}, HostGroup::Reduce::min, "state of a step");
     world.all_reduce(totals, HostGroup::Reduce::sum, "loss of a step");
     if (first_broken < world.size()) {
-      throw Error(fmt::format("step {}: the loss is not finite (first seen on rank {}); nothing was updated "
-                              "or saved, the last "
-                              "checkpoint is that of step {}",
-                              step, first_broken, last_saved()),
-                  ExitCode::numeric);
+      throw Error(
+          fmt::format("step {}: the loss is not finite (first seen on rank {}{}); nothing was updated "
+                      "or saved, the last checkpoint is that of step {}",
+                      step, first_broken, broken_weights(), last_saved()),
+          ExitCode::numeric);
     }
     if (!std::isfinite(norm_)) {
       throw Error(
@@ -191,6 +191,14 @@ class Trainer {
           ExitCode::numeric);
     }
     return totals[kTotalLoss] / targets;
+  }
+
+  /// Names the first rank that holds weights that are not finite, if one does: they reach every rank's loss.
+  std::string broken_weights() {
+    HostGroup& world = run_.world();
+    const std::int64_t mine = run_.instance().weights_finite() ? world.size() : world.rank();
+    const std::int64_t first = world.all_reduce(mine, HostGroup::Reduce::min, "state of the weights");
+    return first < world.size() ? fmt::format("; weights on rank {} are not finite", first) : "";
   }
 
   void log(double loss, const StepBatches& data) {

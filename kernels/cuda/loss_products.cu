@@ -76,7 +76,7 @@ struct FinishTerms {
   float* stats;
 };
 
-constexpr int kFinishRows = 32, kFinishParts = 16;
+constexpr int kFinishRows = 8, kFinishParts = 64;  // a sector of rows; many blocks and threads, for latency
 
 /// Adds a row's sums over the tiles, in a fixed order, and writes its statistics.
 __global__ void __launch_bounds__(kFinishRows* kFinishParts) finish_stats(FinishTerms t) {
