@@ -74,16 +74,22 @@ class Head {
         problem_(make_random_loss(s.stream, state, table_.weight(), tokens / ranks, s.config.vocabulary,
                                   static_cast<std::uint64_t>(s.world.rank()), s.type)),
         totals_(state.allocate(DType::f64, {kLossTotals})),
-        d_hidden_(state.allocate(s.type, {tokens / ranks, s.config.width})) {}
+        d_hidden_(state.allocate(s.type, {tokens / ranks, s.config.width})) {
+    if (ranks == 1 && s.world.size() == 1)  // its hidden states are made of any of the table's rows
+      peaked_ = make_peaked_loss(s.stream, state, table_.weight(), tokens, s.config.vocabulary, s.type);
+  }
 
   static std::size_t state_bytes(const Setting& s, int ranks, std::int64_t tokens) {
     const std::int64_t rows = table_rows(s.config.vocabulary, 0, ranks).size();
-    return static_cast<std::size_t>((rows + tokens / ranks) * s.config.width) * 8 + (std::size_t{1} << 20);
+    return static_cast<std::size_t>((rows + 2 * tokens / ranks) * s.config.width) * 8 +
+           (std::size_t{1} << 20);
   }
 
-  void run(std::int64_t scratch_mib, bool gradients) {
+  enum class Data : std::uint8_t { random, peaked };
+  void run(std::int64_t scratch_mib, bool gradients, Data data) {
     LossHead head(s_.config, options(scratch_mib), table_, s_.type);
-    head.run_chunks(s_.stream, problem_.hidden, problem_.targets, 1.0 / static_cast<double>(tokens_), totals_,
+    const LossProblem& problem = data == Data::peaked ? peaked_ : problem_;
+    head.run_chunks(s_.stream, problem.hidden, problem.targets, 1.0 / static_cast<double>(tokens_), totals_,
                     gradients ? d_hidden_ : Tensor());
   }
   std::size_t workspace(std::int64_t scratch_mib, bool gradients) const {
@@ -96,7 +102,7 @@ class Head {
   int ranks_;
   std::int64_t tokens_;
   VocabularyTable table_;
-  LossProblem problem_;
+  LossProblem problem_, peaked_;
   Tensor totals_, d_hidden_;
 };
 
@@ -191,22 +197,26 @@ void time_tokens(const Setting& s, Mesh& group, std::int64_t tokens) {
                           {{"three whole products", [&] { products.three(); }}, 3 * one, 1}};
   std::size_t most = 0;
   const auto add = [&](Head& which, const std::string& name, int mib, bool gradients, std::size_t against,
-                       double share) {
+                       double share, Head::Data data) {
     const std::size_t scratch = which.workspace(mib, gradients);
     most = std::max(most, scratch);
     const double operations = (gradients ? 3 : 1) * one * (&which == &head ? 1 : ranks);
-    lines.push_back({{name, [&which, mib, gradients] { which.run(mib, gradients); }},
+    lines.push_back({{name, [&which, mib, gradients, data] { which.run(mib, gradients, data); }},
                      operations,
                      against,
                      share,
                      scratch});
   };
-  add(head, "loss only", kStatisticsScratch, false, 0, 1);
+  using enum Head::Data;
+  add(head, "loss only", kStatisticsScratch, false, 0, 1, random);
   for (const int mib : s.arguments.scratch) {
     const std::string name = fmt::format("loss and gradients, {} MiB of scores", mib);
-    add(head, name, mib, true, 1, 1);
-    if (!alone) continue;
-    add(*alone, fmt::format("  one GPU alone, {} MiB", mib), mib, true, 1, ranks);
+    add(head, name, mib, true, 1, 1, random);
+    if (!alone) {
+      add(head, "  the same on peaked data", mib, true, 1, 1, peaked);
+      continue;
+    }
+    add(*alone, fmt::format("  one GPU alone, {} MiB", mib), mib, true, 1, ranks, random);
     lines[lines.size() - 2].against = lines.size() - 1;
     lines[lines.size() - 2].share = 1.0 / ranks;
   }
