@@ -314,6 +314,16 @@ enum LossStat : int {
   kLossStats
 };
 
+/// What is summed over trained tokens; LossCombine::totals.
+enum LossTotal : int {
+  kTotalLoss = 0,  ///< label smoothing and z-loss included
+  kTotalNll,       ///< negative log-likelihood
+  kTotalCorrect,   ///< tokens whose most probable id is the target
+  kTotalTokens,
+  kTotalEntropy,  ///< of the prediction, in nats
+  kLossTotals
+};
+
 /// l = cap tanh(z / cap) with z = hidden table^T for a chunk of C tokens over this rank's R rows (l = z
 /// without cap), kept in `scores` in the form that LossGradient of the same device needs, and the row
 /// statistics.
@@ -322,11 +332,12 @@ struct LossScores {
   Tensor table;    ///< T [R, D]: rows first_row .. first_row + R
   Tensor targets;  ///< i32 [C] id in the whole vocabulary, -1: not trained
   std::int64_t first_row = 0;
-  double cap = 0.0;  ///< 0: none
-  Tensor scores;     ///< [C, R] of loss_score_dtype(device, T), rows may be strided; not needed for the
-                     ///< statistics alone where loss_statistics_alone()
-  Tensor stats;      ///< f32 [C, kLossStats] (f64 for f64)
-  Tensor scratch{};  ///< GPU: sums over tiles, or float32 logits of a block of the vocabulary
+  double cap = 0.0;    ///< 0: none
+  Tensor scores;       ///< [C, R] of loss_score_dtype(device, T), rows may be strided; not needed for the
+                       ///< statistics alone where loss_statistics_alone()
+  Tensor stats;        ///< f32 [C, kLossStats] (f64 for f64)
+  Tensor tile_best{};  ///< f32 [C, loss_tiles()], optional: where LossGradient has to look for large terms
+  Tensor scratch{};    ///< GPU: sums over tiles, or float32 logits of a block of the vocabulary
   std::size_t scratch_bytes(Device) const;
   void cpu(Stream&) const;
   void cuda(Stream&) const;
@@ -334,16 +345,17 @@ struct LossScores {
 
 /// Per token from the n shards' statistics: lse, nll = lse - l[target],
 /// loss = (1 - s) nll + s (lse - mean l) + z lse^2 with label smoothing s and z-loss z; 0 where not trained.
-/// Adds the chunk's sums to totals in a fixed order.
+/// Adds sums over the tokens [counted_begin, counted_end) to totals in a fixed order.
 struct LossCombine {
   Tensor stats;    ///< f32 [n, C, kLossStats]
   Tensor targets;  ///< i32 [C]
   std::int64_t vocabulary = 0;
   double label_smoothing = 0.0, z_loss = 0.0;
+  std::int64_t counted_begin = 0, counted_end = 0;
   Tensor lse;        ///< f32 [C]
   Tensor token_nll;  ///< f32 [C], -1 where not trained
-  Tensor entropy;    ///< f32 [C], optional
-  Tensor totals;     ///< acc f64 [4]: loss, nll, tokens whose most probable id is the target, tokens
+  Tensor entropy;    ///< f32 [C], optional: of the prediction, in nats
+  Tensor totals;     ///< acc f64 [kLossTotals]
   void cpu(Stream&) const;
   void cuda(Stream&) const;
 };
@@ -359,6 +371,7 @@ struct LossGradient {
   double label_smoothing = 0.0, z_loss = 0.0;
   double grad_scale = 1.0;  ///< 1 / target tokens of the global batch
   Tensor lse;               ///< f32 [C] of LossCombine
+  Tensor tile_best{};       ///< as LossScores left it, or nothing: then every score is looked at
   Tensor d_hidden;          ///< T or f32 [C, D]: this shard's part
   Tensor d_table;           ///< acc [R, D]
   Tensor scratch{};
@@ -371,6 +384,8 @@ struct LossGradient {
 DType loss_score_dtype(Device device, DType activations);
 /// Elements from row to row of LossScores::scores over `rows` rows of the table that suit the device.
 std::int64_t loss_score_stride(Device device, std::int64_t rows);
+/// Columns of LossScores::tile_best: tiles of the table's rows on a GPU in bf16, 0 (no tensor) elsewhere.
+std::int64_t loss_tiles(Device device, DType activations, std::int64_t rows);
 /// True where LossScores gives the statistics without scores: in bf16 on a GPU, with a cap.
 bool loss_statistics_alone(Device device, DType activations, std::int64_t width, double cap);
 

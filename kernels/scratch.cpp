@@ -110,6 +110,10 @@ std::int64_t loss_score_stride(Device device, std::int64_t rows) {
   return device == Device::cpu ? rows : (rows + kLine - 1) / kLine * kLine;
 }
 
+std::int64_t loss_tiles(Device device, DType activations, std::int64_t rows) {
+  return device == Device::cuda && activations == DType::bf16 ? product_tiles(rows, kProductColumns) : 0;
+}
+
 bool loss_statistics_alone(Device device, DType activations, std::int64_t width, double cap) {
   return device == Device::cuda && activations == DType::bf16 && width % 8 == 0 && cap > 0;
 }

@@ -117,6 +117,7 @@ DType check_loss(const OpCheck& c, const Op& op, Device device, bool scores_opti
   if (op.scores || !scores_optional)
     c.rows({"scores", op.scores}, loss_score_dtype(device, t), {tokens, vocabulary});
   c.tensor({"stats", op.stats}, wide_type(t), {tokens, kLossStats});
+  c.optional({"tile_best", op.tile_best}, DType::f32, {tokens, loss_tiles(device, t, vocabulary)});
   c.that(op.cap >= 0, "cap is negative");
   return t;
 }
@@ -127,7 +128,7 @@ void check(const LossScores& op, Device device) {
   const OpCheck c("LossScores");
   check_loss(c, op, device, loss_statistics_alone(device, op.hidden.dtype(), op.hidden.cols(), op.cap));
   c.aliases({{"hidden", op.hidden}, {"table", op.table}, {"targets", op.targets}},
-            {{"scores", op.scores}, {"stats", op.stats}});
+            {{"scores", op.scores}, {"stats", op.stats}, {"tile_best", op.tile_best}});
 }
 
 void check(const LossCombine& op) {
@@ -140,8 +141,10 @@ void check(const LossCombine& op) {
   c.tensor({"lse", op.lse}, t, {tokens});
   c.tensor({"token_nll", op.token_nll}, t, {tokens});
   c.optional({"entropy", op.entropy}, t, {tokens});
-  c.tensor({"totals", op.totals}, DType::f64, {4});
+  c.tensor({"totals", op.totals}, DType::f64, {kLossTotals});
   c.that(op.vocabulary > 0, "vocabulary is not positive");
+  c.that(0 <= op.counted_begin && op.counted_begin <= op.counted_end && op.counted_end <= tokens,
+         "the tokens to count are not among the tokens");
   c.aliases({{"stats", op.stats}, {"targets", op.targets}},
             {{"lse", op.lse}, {"token_nll", op.token_nll}, {"entropy", op.entropy}, {"totals", op.totals}});
 }
@@ -159,7 +162,8 @@ void check(const LossGradient& op, Device device) {
              {"table", op.table},
              {"targets", op.targets},
              {"stats", op.stats},
-             {"lse", op.lse}},
+             {"lse", op.lse},
+             {"tile_best", op.tile_best}},
             {{"scores", op.scores}, {"d_hidden", op.d_hidden}, {"d_table", op.d_table}});
 }
 

@@ -44,6 +44,7 @@ std::vector<BenchTime> time_in_turn(Stream& stream, const std::vector<BenchCase>
   } while (warm < options.warm_up_ms);
   for (int round = 0; round < options.rounds; ++round) {
     for (std::size_t i = 0; i < cases.size(); ++i) {
+      if (options.align) options.align();
       const int repeats = static_cast<int>(std::ceil(std::max(1.0, options.least_ms / once[i])));
       times[i].push_back(time_once(stream, cases[i], repeats));
     }

@@ -20,6 +20,7 @@ struct BenchOptions {
   int rounds = 5;            ///< measurements of each case
   /// The slowest rank's time where cases communicate: all ranks must then repeat equally often.
   std::function<double(double)> agree{};
+  std::function<void()> align{};  ///< called before a measurement: ranks then begin it together
 };
 
 /// Milliseconds of one run of a case.

@@ -33,72 +33,70 @@ std::vector<std::int32_t> random_ids(std::int64_t count, std::int64_t vocabulary
   return ids;
 }
 
-/// Everything that a run of the head leaves, on the host.
+/// What a run of the head leaves.
 struct Outcome {
   double loss = 0;
-  std::vector<float> d_hidden, d_table;
+  Tensor d_hidden, d_table;
 };
 
-std::vector<float> download(Stream& stream, const Tensor& x) {
-  std::vector<float> out(static_cast<std::size_t>(x.numel()));
-  stream.backend().copy_to_host(stream, out.data(), x.data(), x.bytes());
-  stream.backend().synchronize(stream);
-  return out;
-}
+/// The element types of a run.
+struct Types {
+  DType activations, d_hidden, d_table;
+};
 
-/// The head in `type` on inputs in any type, whose values it takes over. d(hidden) comes in `type`.
-Outcome run_head(Backend& backend, Stream& stream, const ModelConfig& config, DType type, DType gradients,
-                 const Tensor& table_values, const LossProblem& problem) {
+/// The head in other types on the problem's values, with gradients in `arena`.
+Outcome run_head(Stream& stream, Arena& arena, const ModelConfig& config, const Types& types,
+                 const Tensor& table_values, const LossProblem& problem, double sign) {
   constexpr std::size_t kScratch = std::size_t{512} << 20;
+  Backend& backend = stream.backend();
   const std::int64_t tokens = problem.hidden.rows(), width = config.width;
-  const std::size_t table_bytes = static_cast<std::size_t>(config.vocabulary * width) * 8;
-  const std::size_t hidden_bytes = static_cast<std::size_t>(tokens * width) * 16;
   Mesh mesh = make_plan_mesh(resolve_mesh(1, 0, 0, 0, 1), backend);
-  Arena state(backend, "state of a head", table_bytes + hidden_bytes + (std::size_t{1} << 20));
   Arena workspace(backend, "workspace of a head", 2 * kScratch);
   Arena* const before = &stream.workspace();
   stream.set_workspace(&workspace);
+  Outcome out;
+  out.d_hidden = arena.allocate(types.d_hidden, {tokens, width});
   VocabularyTable table({.name = "table", .shape = {config.vocabulary, width}, .unit = -1}, 0, 0, tokens,
-                        mesh, type, gradients, stream, state);
+                        mesh, types.activations, types.d_table, stream, arena);
+  out.d_table = table.gradient();
   run(stream, Copy{.in = table_values, .out = table.weight()});
-  const Tensor hidden = state.allocate(type, {tokens, width}),
-               d_hidden = state.allocate(type, {tokens, width});
+  const Tensor hidden = arena.allocate(types.activations, {tokens, width});
   run(stream, Copy{.in = problem.hidden, .out = hidden});
-  const Tensor totals = state.allocate(DType::f64, {kLossTotals});
+  const Tensor totals = arena.allocate(DType::f64, {kLossTotals});
   run(stream, Fill{.x = totals});
   LossOptions options;
   options.scratch_bytes = kScratch;
-  LossHead(config, options, table, type)
-      .run_chunks(stream, hidden, problem.targets, 1.0 / static_cast<double>(tokens), totals, d_hidden, {},
-                  {});
-  Outcome out;
+  LossHead(config, options, table, types.activations)
+      .run_chunks(stream, hidden, problem.targets, sign / static_cast<double>(tokens), totals, out.d_hidden);
   std::vector<double> sums(kLossTotals);
   backend.copy_to_host(stream, sums.data(), totals.data(), totals.bytes());
-  const Tensor wide = state.allocate(DType::f32, {tokens, width});
-  run(stream, Copy{.in = d_hidden, .out = wide});
-  out.d_hidden = download(stream, wide);
-  if (gradients == DType::f32) {
-    out.d_table = download(stream, table.gradient());
-  } else {
-    std::vector<bf16> raw(static_cast<std::size_t>(table.gradient().numel()));
-    backend.copy_to_host(stream, raw.data(), table.gradient().data(), table.gradient().bytes());
-    backend.synchronize(stream);
-    out.d_table.reserve(raw.size());
-    for (const bf16 x : raw) out.d_table.push_back(static_cast<float>(x));
-  }
+  backend.synchronize(stream);
   out.loss = sums[kTotalLoss] / static_cast<double>(tokens);
   stream.set_workspace(before);
   return out;
 }
 
-double relative_l2(const std::vector<float>& got, const std::vector<float>& expected) {
-  double difference = 0, square = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    const double d = static_cast<double>(got[i]) - static_cast<double>(expected[i]);
-    difference += d * d;
-    square += static_cast<double>(expected[i]) * static_cast<double>(expected[i]);
-  }
-  return std::sqrt(difference / square);
+double norm_of(Stream& stream, Arena& arena, const Tensor& x) {
+  const SquaredNorm op{.x = x.reshape({x.numel()}), .sum = arena.allocate(DType::f64, {1})};
+  Arena workspace(stream.backend(), "workspace of a norm", op.scratch_bytes(stream.device()) + 1024);
+  Arena* const before = &stream.workspace();
+  stream.set_workspace(&workspace);
+  run(stream, Fill{.x = op.sum});
+  run(stream, op);
+  double square = 0;
+  stream.backend().copy_to_host(stream, &square, op.sum.data(), sizeof square);
+  stream.backend().synchronize(stream);
+  stream.set_workspace(before);
+  return std::sqrt(square);
+}
+
+/// |got - expected| / |expected|, with the negative of what is expected.
+double relative_l2(Stream& stream, Arena& arena, const Tensor& got, const Tensor& negative) {
+  ArenaScope scope(arena);
+  const Tensor difference = arena.allocate(DType::f32, {got.rows(), got.cols()});
+  run(stream, Copy{.in = negative, .out = difference});
+  run(stream, Add{.in = got, .out = difference});
+  return norm_of(stream, arena, difference) / norm_of(stream, arena, negative);
 }
 
 }  // namespace
@@ -136,27 +134,34 @@ LossProblem make_peaked_loss(Stream& stream, Arena& arena, const Tensor& table, 
   return out;
 }
 
-std::string loss_errors(Backend& backend, Stream& stream, const ModelConfig& config, DType type,
-                        std::int64_t tokens) {
-  const std::size_t table_bytes = static_cast<std::size_t>(config.vocabulary * config.width) * size_of(type);
-  Arena arena(backend, "inputs",
-              table_bytes + static_cast<std::size_t>(tokens * config.width) * 16 + (std::size_t{1} << 20));
-  const Tensor table = arena.allocate(type, {config.vocabulary, config.width});
+std::string loss_errors(Stream& stream, const ModelConfig& config, DType type, std::int64_t tokens) {
+  const auto table = static_cast<std::size_t>(config.vocabulary * config.width),
+             hidden = static_cast<std::size_t>(tokens * config.width);
+  // The inputs; gradients and inputs of the reference and of one other run; a difference.
+  Arena arena(stream.backend(), "errors",
+              table * (size_of(type) + 8 + 8 + 4) + hidden * (3 * size_of(type) + 8 + 8 + 4) +
+                  (std::size_t{1} << 20));
+  const Tensor weights = arena.allocate(type, {config.vocabulary, config.width});
   std::string text = fmt::format(
-      "\nErrors against float32 from the same inputs, {} tokens\n{:<34}{:>11}{:>11}{:>12}{:>12}\n", tokens,
+      "\nErrors against float32 from the same inputs, {} tokens\n{:<26}{:>11}{:>11}{:>17}{:>17}\n", tokens,
       "", "loss", "relative", "d(hidden)", "d(table)");
-  LossProblem problem = make_random_loss(stream, arena, table, tokens, config.vocabulary, 0, type);
+  LossProblem problem = make_random_loss(stream, arena, weights, tokens, config.vocabulary, 0, type);
   for (const bool peaked : {false, true}) {
-    if (peaked) problem = make_peaked_loss(stream, arena, table, tokens, config.vocabulary, type);
-    const Outcome exact = run_head(backend, stream, config, DType::f32, DType::f32, table, problem);
-    for (const DType gradients : {DType::f32, DType::bf16}) {
-      if (type == DType::f32 && gradients == DType::bf16) continue;
-      const Outcome got = run_head(backend, stream, config, type, gradients, table, problem);
-      text +=
-          fmt::format("{:<34}{:>11.6f}{:>11.1e}{:>12.2e}{:>12.2e}\n",
-                      fmt::format("{} data, {} d(table)", peaked ? "peaked" : "random", name_of(gradients)),
-                      got.loss, std::abs(got.loss - exact.loss) / exact.loss,
-                      relative_l2(got.d_hidden, exact.d_hidden), relative_l2(got.d_table, exact.d_table));
+    if (peaked) problem = make_peaked_loss(stream, arena, weights, tokens, config.vocabulary, type);
+    ArenaScope of_the_reference(arena);
+    const Outcome exact =
+        run_head(stream, arena, config, {DType::f32, DType::f32, DType::f32}, weights, problem, -1);
+    for (const bool wide_hidden : {false, true}) {
+      if (wide_hidden && type == DType::f32) continue;
+      const Types types{type, wide_hidden ? DType::f32 : type, wide_hidden ? type : DType::f32};
+      ArenaScope of_the_run(arena);
+      const Outcome got = run_head(stream, arena, config, types, weights, problem, 1);
+      const auto error = [&](const Tensor& x, const Tensor& negative) {
+        return fmt::format("{:.2e} ({})", relative_l2(stream, arena, x, negative), name_of(x.dtype()));
+      };
+      text += fmt::format("{:<26}{:>11.6f}{:>11.1e}{:>17}{:>17}\n", peaked ? "peaked data" : "random data",
+                          got.loss, std::abs(got.loss - exact.loss) / exact.loss,
+                          error(got.d_hidden, exact.d_hidden), error(got.d_table, exact.d_table));
     }
   }
   return text;

@@ -178,7 +178,7 @@ void describe(BenchLossArguments& a, CommandSyntax& syntax) {
   syntax.real("cap", a.cap, 0, 1e6, "soft cap of the logits; 0: none");
   syntax.number("rounds", a.rounds, 1, 1000, "measurements of each");
   syntax.flag("errors", a.errors, "also compare with float32, on random and on peaked data (one rank)");
-  syntax.number("error-tokens", a.error_tokens, 1, 1 << 24, "tokens of that comparison");
+  syntax.numbers("error-tokens", a.error_tokens, 1, 1 << 24, "numbers of tokens of that comparison");
   syntax.word("device", a.device, {"auto", "cpu", "cuda"}, "where to compute");
 }
 

@@ -185,7 +185,7 @@ struct BenchLossArguments {
   double cap = 30;
   int rounds = 5;
   bool errors = false;
-  std::int64_t error_tokens = 2048;
+  std::vector<int> error_tokens{2048};
   DeviceChoice device = DeviceChoice::automatic;
 };
 int run_bench_loss(const BenchLossArguments& arguments, const MpiSession& session);

@@ -79,7 +79,7 @@ void Gemma4::embed(Pass& pass, const Tensor& x) {
 }
 
 void Gemma4::head(Pass& pass, const Tensor& x, double grad_scale, const Tensor& totals,
-                  const Tensor& token_nll, const Tensor& dx) {
+                  const TokenResults& tokens, const Tensor& dx) {
   Stream& stream = *pass.stream;
   units_->get(table_->head_unit);
   run(stream, RmsNorm{.x = x,
@@ -89,8 +89,7 @@ void Gemma4::head(Pass& pass, const Tensor& x, double grad_scale, const Tensor& 
                       .eps = config_->rms_eps});
   units_->release(table_->head_unit);
   report("hidden." + std::to_string(layers_.size()), pass.final_normed);
-  loss_head_.run_chunks(stream, pass.final_normed, pass.batch.targets, grad_scale, totals, dx, token_nll,
-                        Tensor());
+  loss_head_.run_chunks(stream, pass.final_normed, pass.batch.targets, grad_scale, totals, dx, tokens);
 }
 
 void Gemma4::head_backward(Pass& pass, const Tensor& x, const Tensor& dx) {
@@ -147,7 +146,7 @@ void Gemma4::train(Stream& stream, const Batch& batch, double grad_scale, bool l
     units_->release(layers_[i].unit());
     if (!is_last) report("hidden." + std::to_string(i + 1), out);
   }
-  head(pass, x_last, grad_scale, totals, Tensor(), dx);
+  head(pass, x_last, grad_scale, totals, {}, dx);
 
   units_->begin(ShardedUnits::Direction::backward);
   head_backward(pass, x_last, dx);
@@ -165,7 +164,7 @@ void Gemma4::train(Stream& stream, const Batch& batch, double grad_scale, bool l
   if (last) vocabulary_->finish_gradients();
 }
 
-void Gemma4::evaluate(Stream& stream, const Batch& batch, const Tensor& totals, const Tensor& token_nll) {
+void Gemma4::evaluate(Stream& stream, const Batch& batch, const Tensor& totals, const TokenResults& tokens) {
   ArenaScope scope(*arena_);
   Pass pass;
   begin_pass(stream, batch, pass);
@@ -185,7 +184,7 @@ void Gemma4::evaluate(Stream& stream, const Batch& batch, const Tensor& totals, 
     std::swap(x, out);
     if (i + 1 < layers_.size()) report("hidden." + std::to_string(i + 1), x);
   }
-  head(pass, x, 0, totals, token_nll, Tensor());
+  head(pass, x, 0, totals, tokens, Tensor());
 }
 
 }  // namespace lapidary

@@ -38,8 +38,8 @@ class Gemma4 {
   /// the loss to totals (f64 [kLossTotals], see LossHead). last: the micro-batch that ends a step. Collective
   /// over all ranks.
   void train(Stream& stream, const Batch& batch, double grad_scale, bool last, const Tensor& totals);
-  /// Forward only; adds to totals. token_nll: f32 [N], optional.
-  void evaluate(Stream& stream, const Batch& batch, const Tensor& totals, const Tensor& token_nll);
+  /// Forward only; adds to totals.
+  void evaluate(Stream& stream, const Batch& batch, const Tensor& totals, const TokenResults& tokens);
 
   void observe(Observer observer) { observer_ = std::move(observer); }
   const ModelConfig& config() const { return *config_; }
@@ -48,7 +48,7 @@ class Gemma4 {
   struct Pass;  // what the parts of one micro-batch share
   void begin_pass(Stream& stream, const Batch& batch, Pass& pass);
   void embed(Pass& pass, const Tensor& x);
-  void head(Pass& pass, const Tensor& x, double grad_scale, const Tensor& totals, const Tensor& token_nll,
+  void head(Pass& pass, const Tensor& x, double grad_scale, const Tensor& totals, const TokenResults& tokens,
             const Tensor& dx);
   void head_backward(Pass& pass, const Tensor& x, const Tensor& dx);
   void embed_backward(Pass& pass, const Tensor& dx);

@@ -9,11 +9,12 @@ namespace lapidary {
 /// One chunk: `tokens` of every rank of the group, `own` of them this rank's real ones.
 struct LossHead::Chunk {
   std::int64_t begin = 0, own = 0, tokens = 0;
-  Tensor hidden;   // T [G tokens, D]: all ranks' hidden states, zeros behind each rank's own
-  Tensor targets;  // i32 [G tokens], -1 behind
-  Tensor scores;   // [G tokens, R], or nothing where the statistics do without
-  Tensor stats;    // [G tokens, kLossStats]: this rank's rows of the table
-  Tensor lse;      // [G tokens]
+  Tensor hidden;     // T [G tokens, D]: all ranks' hidden states, zeros behind each rank's own
+  Tensor targets;    // i32 [G tokens], -1 behind
+  Tensor scores;     // [G tokens, R], or nothing where the statistics do without
+  Tensor stats;      // [G tokens, kLossStats]: this rank's rows of the table
+  Tensor tile_best;  // [G tokens, tiles], for gradients on some devices
+  Tensor lse;        // [G tokens]
 };
 
 LossHead::LossHead(const ModelConfig& config, const LossOptions& options, VocabularyTable& table, DType type)
@@ -80,8 +81,18 @@ void LossHead::gather_chunk(Stream& stream, Arena& arena, const Tensor& hidden, 
   group.wait(stream, ids);
 }
 
+void LossHead::allocate_scores(Device device, Arena& arena, bool gradients, Chunk& chunk) const {
+  const std::int64_t n = chunk.hidden.rows(), rows = table_->range().size();
+  if (keeps_scores(device, gradients)) {
+    const std::int64_t stride = loss_score_stride(device, rows);
+    chunk.scores = arena.allocate(loss_score_dtype(device, type_), {n, stride}).col_range(0, rows);
+  }
+  const std::int64_t tiles = loss_tiles(device, type_, rows);
+  if (gradients && tiles > 0) chunk.tile_best = arena.allocate(DType::f32, {n, tiles});
+}
+
 void LossHead::combine(Stream& stream, Arena& arena, Chunk& chunk, const Tensor& totals,
-                       const Tensor& token_nll, const Tensor& entropy) {
+                       const TokenResults& tokens) {
   Communicator& group = table_->group();
   const std::int64_t n = chunk.hidden.rows();
   Tensor all_stats = chunk.stats.reshape({1, n, kLossStats});
@@ -91,27 +102,26 @@ void LossHead::combine(Stream& stream, Arena& arena, Chunk& chunk, const Tensor&
     group.wait(stream, gathered);
   }
   const Tensor nll = arena.allocate(accumulation_, {n});
-  const Tensor disorder = entropy ? arena.allocate(accumulation_, {n}) : Tensor();
-  // Every rank of the group computes the same sums; only the first one reports them.
-  const Tensor sums = group.rank() == 0 ? totals : arena.allocate(DType::f64, {kLossTotals});
-  if (group.rank() != 0) run(stream, Fill{.x = sums});
+  const Tensor entropy = tokens.entropy ? arena.allocate(accumulation_, {n}) : Tensor();
+  const std::int64_t place = group.size() == 1 ? 0 : chunk.tokens * group.rank();
   run(stream, LossCombine{.stats = all_stats,
                           .targets = chunk.targets,
                           .vocabulary = config_->vocabulary,
                           .label_smoothing = options_.label_smoothing,
                           .z_loss = options_.z_loss,
+                          .counted_begin = place,
+                          .counted_end = place + chunk.own,
                           .lse = chunk.lse,
                           .token_nll = nll,
-                          .entropy = disorder,
-                          .totals = sums});
-  const std::int64_t place = group.size() == 1 ? 0 : chunk.tokens * group.rank();
+                          .entropy = entropy,
+                          .totals = totals});
   const auto hand_out = [&](const Tensor& from, const Tensor& to) {
     if (!to) return;
     run(stream, Copy{.in = from.row_range(place, place + chunk.own),
                      .out = to.row_range(chunk.begin, chunk.begin + chunk.own)});
   };
-  hand_out(nll, token_nll);
-  hand_out(disorder, entropy);
+  hand_out(nll, tokens.nll);
+  hand_out(entropy, tokens.entropy);
 }
 
 void LossHead::gradients(Stream& stream, Arena& arena, Chunk& chunk, double grad_scale,
@@ -133,6 +143,7 @@ void LossHead::gradients(Stream& stream, Arena& arena, Chunk& chunk, double grad
                            .z_loss = options_.z_loss,
                            .grad_scale = grad_scale,
                            .lse = chunk.lse,
+                           .tile_best = chunk.tile_best,
                            .d_hidden = part,
                            .d_table = table_->gradient()});
   if (group.size() == 1) return;
@@ -143,8 +154,7 @@ void LossHead::gradients(Stream& stream, Arena& arena, Chunk& chunk, double grad
 }
 
 void LossHead::run_chunks(Stream& stream, const Tensor& hidden, const Tensor& targets, double grad_scale,
-                          const Tensor& totals, const Tensor& d_hidden, const Tensor& token_nll,
-                          const Tensor& entropy) {
+                          const Tensor& totals, const Tensor& d_hidden, const TokenResults& tokens) {
   Arena& arena = stream.workspace();
   const bool alone = table_->group().size() == 1;
   const std::int64_t end = alone ? hidden.rows() : table_->capacity();
@@ -157,10 +167,7 @@ void LossHead::run_chunks(Stream& stream, const Tensor& hidden, const Tensor& ta
     chunk.tokens = alone ? chunk.own : std::min(step, end - begin);
     gather_chunk(stream, arena, hidden, targets, chunk);
     const std::int64_t n = chunk.hidden.rows();
-    if (keeps_scores(stream.device(), static_cast<bool>(d_hidden))) {
-      const std::int64_t rows = table_->range().size(), stride = loss_score_stride(stream.device(), rows);
-      chunk.scores = arena.allocate(loss_score_dtype(stream.device(), type_), {n, stride}).col_range(0, rows);
-    }
+    allocate_scores(stream.device(), arena, static_cast<bool>(d_hidden), chunk);
     chunk.stats = arena.allocate(accumulation_, {n, kLossStats});
     chunk.lse = arena.allocate(accumulation_, {n});
     run(stream, LossScores{.hidden = chunk.hidden,
@@ -169,8 +176,9 @@ void LossHead::run_chunks(Stream& stream, const Tensor& hidden, const Tensor& ta
                            .first_row = table_->range().begin,
                            .cap = config_->soft_cap,
                            .scores = chunk.scores,
-                           .stats = chunk.stats});
-    combine(stream, arena, chunk, totals, token_nll, entropy);
+                           .stats = chunk.stats,
+                           .tile_best = chunk.tile_best});
+    combine(stream, arena, chunk, totals, tokens);
     if (d_hidden) gradients(stream, arena, chunk, grad_scale, d_hidden);
   }
 }

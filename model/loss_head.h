@@ -17,21 +17,22 @@ struct LossOptions {
   std::size_t scratch_bytes = std::size_t{256} << 20;
 };
 
-/// Indices into the totals of a loss (f64 [kLossTotals]), each summed over trained tokens.
-enum LossTotal : int { kTotalLoss = 0, kTotalNll, kTotalCorrect, kTotalTokens, kLossTotals };
+/// What a loss head says of every token: f32 [N] (f64 for f64), each optional.
+struct TokenResults {
+  Tensor nll{};      ///< negative log-likelihood; -1 where not trained
+  Tensor entropy{};  ///< of the prediction, in nats; of tokens that are not trained too
+};
 
 class LossHead {
  public:
   LossHead(const ModelConfig& config, const LossOptions& options, VocabularyTable& table, DType type);
 
   /// hidden [N, D] after the final norm, targets i32 [N], N <= the table's capacity. Collective over the
-  /// vocabulary group: its ranks may bring different N, also 0. totals f64 [kLossTotals], acc: the sums over
-  /// the *group's* tokens on its first rank, nothing on the others, so that a sum over the world counts every
-  /// token once. d_hidden [N, D], optional: gradient of grad_scale * (sum of the losses); then the table's
-  /// gradient is added too. token_nll f32 [N] and entropy f32 [N] are optional (-1 where not trained).
+  /// vocabulary group: its ranks may bring different N, also 0. totals f64 [kLossTotals], acc: sums over this
+  /// rank's own tokens. d_hidden [N, D], optional: gradient of grad_scale * (sum of the losses); then the
+  /// table's gradient is added too.
   void run_chunks(Stream& stream, const Tensor& hidden, const Tensor& targets, double grad_scale,
-                  const Tensor& totals, const Tensor& d_hidden, const Tensor& token_nll,
-                  const Tensor& entropy);
+                  const Tensor& totals, const Tensor& d_hidden, const TokenResults& tokens = {});
 
   /// Tokens of one rank in a chunk of `total`: the most whose scores stay within the scratch, or less where
   /// that cuts as few chunks more evenly. Statistics alone (`gradients` false) need no scores on some
@@ -42,8 +43,8 @@ class LossHead {
   struct Chunk;
   bool keeps_scores(Device device, bool gradients) const;
   void gather_chunk(Stream& stream, Arena& arena, const Tensor& hidden, const Tensor& targets, Chunk& chunk);
-  void combine(Stream& stream, Arena& arena, Chunk& chunk, const Tensor& totals, const Tensor& token_nll,
-               const Tensor& entropy);
+  void allocate_scores(Device device, Arena& arena, bool gradients, Chunk& chunk) const;
+  void combine(Stream& stream, Arena& arena, Chunk& chunk, const Tensor& totals, const TokenResults& tokens);
   void gradients(Stream& stream, Arena& arena, Chunk& chunk, double grad_scale, const Tensor& d_hidden);
 
   const ModelConfig* config_;

@@ -15,7 +15,8 @@ EvaluationResult evaluate(Instance& instance, Loader& loader, std::int64_t rows,
   world.all_reduce(totals, HostGroup::Reduce::sum, "validation loss");
   const double tokens = totals[kTotalTokens];
   require(tokens > 0, "validation data has no trained token");
-  return {totals[kTotalLoss] / tokens, totals[kTotalNll] / tokens, totals[kTotalCorrect] / tokens, tokens};
+  return {totals[kTotalLoss] / tokens, totals[kTotalNll] / tokens, totals[kTotalCorrect] / tokens,
+          totals[kTotalEntropy] / tokens, tokens};
 }
 
 }  // namespace lapidary

@@ -10,6 +10,7 @@ struct EvaluationResult {
   double loss = 0;      ///< mean over trained tokens, label smoothing and z-loss included as in training
   double nll = 0;       ///< mean negative log-likelihood
   double accuracy = 0;  ///< share of tokens whose most probable id is the target
+  double entropy = 0;   ///< mean entropy of the predictions, in nats
   double tokens = 0;    ///< trained tokens
 };
 

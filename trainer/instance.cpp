@@ -1,6 +1,7 @@
 #include "trainer/instance.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "kernels/check.h"
@@ -72,6 +73,20 @@ double Instance::read_norm() {
   backend_->copy_to_host(*stream_, &out, optimizer().norm().data(), sizeof out);
   backend_->synchronize(*stream_);
   return out;
+}
+
+bool Instance::weights_finite() {
+  Arena arena(*backend_, "check of the weights", std::size_t{1} << 20);
+  const Tensor sum = arena.allocate(DType::f64, {1});
+  run(*stream_, Fill{.x = sum});
+  Arena* const before = &stream_->workspace();
+  stream_->set_workspace(&arena);
+  for (const ParameterShard* shard : shards_) run(*stream_, SquaredNorm{.x = shard->weight, .sum = sum});
+  stream_->set_workspace(before);
+  double square = 0;
+  backend_->copy_to_host(*stream_, &square, sum.data(), sizeof square);
+  backend_->synchronize(*stream_);
+  return std::isfinite(square);
 }
 
 MemorySizes Instance::peaks() const {

@@ -62,14 +62,16 @@ class Instance {
   void finish_step(double lr, std::int64_t step);
 
   void begin_evaluation() { run(*stream_, Fill{.x = totals_}); }
-  void run_evaluation(const Batch& batch, const Tensor& token_nll = Tensor()) {
-    model_->evaluate(*stream_, batch, totals_, token_nll);
+  void run_evaluation(const Batch& batch, const TokenResults& tokens = {}) {
+    model_->evaluate(*stream_, batch, totals_, tokens);
   }
 
   /// Copies to the host and waits: this rank's loss totals since begin_step() or begin_evaluation(), to be
   /// summed over the world, and the norm of the last finish_step().
   std::vector<double> read_totals();
   double read_norm();
+  /// Reads all weights that this rank holds, and waits.
+  bool weights_finite();
 
   MemorySizes peaks() const;  ///< the most that each arena has held
 

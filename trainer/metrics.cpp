@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/build_info.h"
+#include "trainer/evaluate.h"
 #include "trainer/metrics_history.h"
 
 namespace lapidary {
@@ -131,13 +132,17 @@ void Metrics::step(const StepRecord& r) {
   console_.row(row);
 }
 
-void Metrics::validation(std::int64_t step, double loss, std::int64_t target_tokens, double seconds) {
+void Metrics::validation(std::int64_t step, const EvaluationResult& result, double seconds) {
+  const auto target_tokens = static_cast<std::int64_t>(result.tokens);
   Json line = event("validation", step);
-  line["validation_loss"] = loss;
+  line["validation_loss"] = result.loss;
+  line["nll"] = result.nll;
+  line["accuracy"] = result.accuracy;
+  line["entropy"] = result.entropy;
   line["target_tokens"] = target_tokens;
   line["seconds"] = seconds;
   lines_.append(dump(line));
-  console_.note(fmt::format("step {}: held-out loss {:.4f} over {} tokens, {}", step, loss,
+  console_.note(fmt::format("step {}: held-out loss {:.4f} over {} tokens, {}", step, result.loss,
                             with_thousands(target_tokens), format_duration(seconds)));
 }
 

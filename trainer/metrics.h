@@ -12,6 +12,8 @@
 
 namespace lapidary {
 
+struct EvaluationResult;
+
 /// Appends to a file of one JSON object a line. Every line is handed to the operating system whole and at
 /// once; what a killed run left without its end is cut off when the file is opened.
 class JsonLines {
@@ -52,7 +54,7 @@ class Metrics {
   Metrics(const MetricsOptions& options, std::ostream& console);
 
   void step(const StepRecord& record);
-  void validation(std::int64_t step, double loss, std::int64_t target_tokens, double seconds);
+  void validation(std::int64_t step, const EvaluationResult& result, double seconds);
   /// Published, `seconds` after it was begun; training stood still for `stall_seconds` of them.
   void checkpoint(std::int64_t step, const std::string& path, double stall_seconds, double seconds);
   /// `reason`: "finished", or why the run ends before total_steps.

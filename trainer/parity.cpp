@@ -199,7 +199,7 @@ class ParityRun {
     const DType type = options_.type == DType::f64 ? DType::f64 : DType::f32;
     const Tensor nll = losses.allocate(type, {batch_.tokens()});
     instance_.begin_evaluation();
-    instance_.run_evaluation(batch_, nll);
+    instance_.run_evaluation(batch_, {.nll = nll});
     compare_rows(comparison, "token_nll", "token_nll", nll, 1, options_.tolerance / 10);
   }
 

@@ -176,11 +176,11 @@ class Trainer {
         std::int64_t{broken_here ? world.rank() : world.size()}, HostGroup::Reduce::min, "state of a step");
     world.all_reduce(totals, HostGroup::Reduce::sum, "loss of a step");
     if (first_broken < world.size()) {
-      throw Error(fmt::format("step {}: the loss is not finite (first seen on rank {}); nothing was updated "
-                              "or saved, the last "
-                              "checkpoint is that of step {}",
-                              step, first_broken, last_saved()),
-                  ExitCode::numeric);
+      throw Error(
+          fmt::format("step {}: the loss is not finite (first seen on rank {}{}); nothing was updated "
+                      "or saved, the last checkpoint is that of step {}",
+                      step, first_broken, broken_weights(), last_saved()),
+          ExitCode::numeric);
     }
     if (!std::isfinite(norm_)) {
       throw Error(
@@ -191,6 +191,14 @@ class Trainer {
           ExitCode::numeric);
     }
     return totals[kTotalLoss] / targets;
+  }
+
+  /// Names the first rank that holds weights that are not finite, if one does: they reach every rank's loss.
+  std::string broken_weights() {
+    HostGroup& world = run_.world();
+    const std::int64_t mine = run_.instance().weights_finite() ? world.size() : world.rank();
+    const std::int64_t first = world.all_reduce(mine, HostGroup::Reduce::min, "state of the weights");
+    return first < world.size() ? fmt::format("; weights on rank {} are not finite", first) : "";
   }
 
   void log(double loss, const StepBatches& data) {
@@ -229,9 +237,7 @@ class Trainer {
     const EvaluationResult result = run_.validate();
     validation_loss_ = result.loss;
     validated_step_ = progress_.step;
-    if (leads())
-      metrics_->validation(progress_.step, result.loss, static_cast<std::int64_t>(result.tokens),
-                           seconds_since(start));
+    if (leads()) metrics_->validation(progress_.step, result, seconds_since(start));
     interval_.start += Clock::now() - start;  // not the training's time
   }
 
@@ -348,9 +354,10 @@ int evaluate_run(const RunConfig& config, const std::string& checkpoint, HostGro
   const EvaluationResult r = run.validate();
   if (world.rank() == 0) {
     console << fmt::format(
-        "step {}: loss {:.6f}, negative log-likelihood {:.6f}, perplexity {:.4f}, accuracy {:.2f} %, {} "
-        "tokens\n",
-        step, r.loss, r.nll, std::exp(r.nll), 100 * r.accuracy, static_cast<std::int64_t>(r.tokens));
+        "step {}: loss {:.6f}, negative log-likelihood {:.6f}, perplexity {:.4f}, accuracy {:.2f} %, "
+        "entropy {:.6f}, {} tokens\n",
+        step, r.loss, r.nll, std::exp(r.nll), 100 * r.accuracy, r.entropy,
+        static_cast<std::int64_t>(r.tokens));
   }
   return 0;
 }

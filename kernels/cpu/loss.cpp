@@ -89,7 +89,7 @@ TokenStats combine_token(const Tensor& stats, std::int64_t token) {
 template <class F>
 void combine(const LossCombine& op) {
   const std::int32_t* targets = op.targets.as<std::int32_t>();
-  double loss = 0, nll_sum = 0, correct = 0, trained = 0;
+  double sums[kLossTotals] = {};
   for (std::int64_t i = 0; i < op.targets.size(0); ++i) {
     const TokenStats token = combine_token<F>(op.stats, i);
     op.lse.as<F>()[i] = static_cast<F>(token.lse);
@@ -99,16 +99,15 @@ void combine(const LossCombine& op) {
     const double nll = token.lse - token.target;
     const double smooth = token.lse - token.logit_sum / static_cast<double>(op.vocabulary);
     op.token_nll.as<F>()[i] = static_cast<F>(nll);
-    loss += (1 - op.label_smoothing) * nll + op.label_smoothing * smooth + op.z_loss * token.lse * token.lse;
-    nll_sum += nll;
-    correct += token.best_id == targets[i] ? 1.0 : 0.0;
-    trained += 1.0;
+    if (i < op.counted_begin || i >= op.counted_end) continue;
+    sums[kTotalLoss] +=
+        (1 - op.label_smoothing) * nll + op.label_smoothing * smooth + op.z_loss * token.lse * token.lse;
+    sums[kTotalNll] += nll;
+    sums[kTotalCorrect] += token.best_id == targets[i] ? 1.0 : 0.0;
+    sums[kTotalTokens] += 1.0;
+    sums[kTotalEntropy] += token.entropy;
   }
-  double* totals = op.totals.as<double>();
-  totals[0] += loss;
-  totals[1] += nll_sum;
-  totals[2] += correct;
-  totals[3] += trained;
+  for (int i = 0; i < kLossTotals; ++i) op.totals.as<double>()[i] += sums[i];
 }
 
 /// Capped logits become the gradient with respect to the products z.

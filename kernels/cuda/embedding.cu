@@ -32,7 +32,7 @@ struct TokenKeys {
   const std::int32_t* ids;
   std::int64_t first_row, rows;
   std::int32_t padding_id;
-  static constexpr int per_token = 1;
+  int per_token;
   __device__ std::int32_t key(std::int64_t e) const {
     const std::int32_t id = ids[e];
     const std::int64_t row = id - first_row;
@@ -47,36 +47,57 @@ struct GridKeys {
   __device__ std::int32_t key(std::int64_t e) const { return 2 * xy[e] + static_cast<std::int32_t>(e % 2); }
 };
 
-/// order[place of e among all entries by (key, e)] = e. Counting is quadratic, but cheap against a step even
-/// for 10^5 tokens, and needs no scratch beside the result.
+/// The keys of a block's entries that are not -1, moved together in their order.
+struct KeyTile {
+  std::int32_t keys[kThreads];
+  int counts[kThreads / 32];
+
+  /// Takes every thread's key in; returns how many are valid, and how many before this thread's.
+  __device__ int2 fill(std::int32_t key) {
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const unsigned valid = __ballot_sync(0xffffffffu, key >= 0);
+    __syncthreads();  // the last tile is read
+    if (lane == 0) counts[warp] = __popc(valid);
+    __syncthreads();
+    int place = __popc(valid & ((1u << lane) - 1)), count = 0;
+    for (unsigned w = 0; w < kThreads / 32; ++w) {
+      if (w < warp) place += counts[w];
+      count += counts[w];
+    }
+    if (key >= 0) keys[place] = key;
+    __syncthreads();
+    return {count, place};
+  }
+};
+
+/// order[place of e among all entries by (key, e), keys of -1 last] = e. Counting is quadratic, but cheap
+/// against a step even for 10^5 tokens, and needs no scratch beside the result.
 template <class Keys>
 __global__ void rank_entries(Keys keys, std::int64_t entries, std::int32_t* order) {
-  __shared__ std::int32_t tile[kThreads];
-  const std::int64_t e = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const std::int32_t mine = e < entries ? keys.key(e) : 0;
-  std::int64_t before = 0;
+  __shared__ KeyTile tile;
+  const std::int64_t own = static_cast<std::int64_t>(blockIdx.x) * kThreads, e = own + threadIdx.x;
+  const std::int32_t mine = e < entries ? keys.key(e) : -1;
+  std::int64_t smaller = 0, valid = 0, valid_before = 0;
   for (std::int64_t base = 0; base < entries; base += kThreads) {
-    __syncthreads();
-    if (base + threadIdx.x < entries) tile[threadIdx.x] = keys.key(base + threadIdx.x);
-    __syncthreads();
-    const int count = static_cast<int>(min(static_cast<std::int64_t>(kThreads), entries - base));
+    const std::int64_t other = base + threadIdx.x;
+    const int2 count = tile.fill(other < entries ? keys.key(other) : -1);
+    const int before = base < own ? count.x : base == own ? count.y : 0;
     int found = 0;
-    for (int i = 0; i < count; ++i) found += tile[i] < mine || (tile[i] == mine && base + i < e);
-    before += found;
+    for (int i = 0; i < count.x; ++i) found += tile.keys[i] < mine || (tile.keys[i] == mine && i < before);
+    smaller += found;
+    valid += count.x;
+    valid_before += before;
   }
-  if (e < entries) order[before] = static_cast<std::int32_t>(e);
+  if (e < entries) order[mine < 0 ? valid + e - valid_before : smaller] = static_cast<std::int32_t>(e);
 }
 
-/// One block per entry in sorted order and per slice of columns; the first entry of a segment does its work.
+/// The segment of equal keys that begins at the sorted entry `first`: its row, columns from `at` on.
 template <class Keys, class T, class A, int W>
-__global__ void add_segments(Keys keys, std::int64_t entries, const std::int32_t* order, const T* d,
-                             const float* weights, float scale, A* d_table, int width) {
+__device__ inline void add_segment(const Keys& keys, std::int64_t first, std::int64_t entries,
+                                   const std::int32_t* order, const T* d, const float* weights, float scale,
+                                   A* d_table, int width, int at) {
   constexpr int kAhead = 4;  // independent loads in flight
-  const std::int64_t first = blockIdx.x;
   const std::int32_t row = keys.key(order[first]);
-  if (row < 0 || (first > 0 && keys.key(order[first - 1]) == row)) return;
-  const int at = static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * W;
-  if (at >= width) return;
   float sum[W] = {};
   for (std::int64_t i = first; i < entries && keys.key(order[i]) == row; i += kAhead) {
     Pack<T, W> x[kAhead];
@@ -86,9 +107,9 @@ __global__ void add_segments(Keys keys, std::int64_t entries, const std::int32_t
     for (int j = 0; j < kAhead; ++j) {
       is_mine[j] = i + j < entries && keys.key(order[i + j]) == row;
       if (!is_mine[j]) continue;
-      const std::int64_t source = order[i + j] / Keys::per_token;
-      x[j] = Pack<T, W>::load(d + source * width + at);
-      weight[j] = weights ? weights[source] : 1.0f;
+      const std::int32_t entry = order[i + j];
+      x[j] = Pack<T, W>::load(d + static_cast<std::int64_t>(entry / keys.per_token) * width + at);
+      weight[j] = weights ? weights[entry] : 1.0f;
     }
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
@@ -100,6 +121,20 @@ __global__ void add_segments(Keys keys, std::int64_t entries, const std::int32_t
   A* to = d_table + static_cast<std::int64_t>(row) * width + at;
 #pragma unroll
   for (int w = 0; w < W; ++w) to[w] = from_float<A>(to_float(to[w]) + scale * sum[w]);
+}
+
+/// Sorted entries in turn, a slice of columns a block; the first entry of a segment does its work.
+template <class Keys, class T, class A, int W>
+__global__ void add_segments(Keys keys, std::int64_t entries, const std::int32_t* order, const T* d,
+                             const float* weights, float scale, A* d_table, int width) {
+  const int at = static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * W;
+  if (at >= width) return;
+  for (std::int64_t first = blockIdx.x; first < entries; first += gridDim.x) {
+    const std::int32_t row = keys.key(order[first]);
+    if (row < 0) return;  // these come last
+    if (first > 0 && keys.key(order[first - 1]) == row) continue;
+    add_segment<Keys, T, A, W>(keys, first, entries, order, d, weights, scale, d_table, width, at);
+  }
 }
 
 template <class Keys>
@@ -115,7 +150,8 @@ void add_by_key(Stream& stream, const char* op, const Keys& keys, std::int64_t e
     constexpr int W = RowShape<T, vector>::W;
     with_float_type(op, d_table.dtype(), [&](auto gradient) {
       using A = typename decltype(gradient)::type;
-      const dim3 grid(static_cast<unsigned>(entries), blocks_for(ceil_div(width, W), kThreads));
+      const dim3 grid(static_cast<unsigned>(entries / keys.per_token),
+                      blocks_for(ceil_div(width, W), kThreads));
       add_segments<Keys, T, A, W><<<grid, kThreads, 0, native>>>(keys, entries, order, ptr<T>(d), weights,
                                                                  static_cast<float>(scale), ptr<A>(d_table),
                                                                  static_cast<int>(width));
@@ -170,7 +206,8 @@ std::int32_t* as_order(const Tensor& scratch) {
 
 void add_rows_by_id(Stream& stream, const char* op, const IdRows& rows, const Tensor& d, double scale,
                     const Tensor& d_table, std::int32_t* order) {
-  const TokenKeys keys{ptr<std::int32_t>(rows.ids), rows.first_row, d_table.rows(), rows.padding_id};
+  const TokenKeys keys{ptr<std::int32_t>(rows.ids), rows.first_row, d_table.rows(), rows.padding_id,
+                       rows.per_row};
   add_by_key(stream, op, keys, rows.ids.numel(), d, rows.weights, scale, d_table, order);
 }
 
@@ -189,7 +226,7 @@ void EmbeddingLookup::cuda(Stream& stream) const {
 
 void EmbeddingBackward::cuda(Stream& stream) const {
   check(*this);
-  add_rows_by_id(stream, "EmbeddingBackward", {ids, first_row, padding_id, nullptr}, d_out, scale, d_table,
+  add_rows_by_id(stream, "EmbeddingBackward", {ids, first_row, padding_id}, d_out, scale, d_table,
                  as_order(scratch));
 }
 

@@ -10,7 +10,7 @@ namespace {
 struct CombineData {
   const float* stats;
   const std::int32_t* targets;
-  std::int64_t shards, tokens;
+  std::int64_t shards, tokens, counted_begin, counted_end;
   double vocabulary, smoothing, z_loss;
   float *lse, *token_nll, *entropy;
   double* totals;
@@ -18,7 +18,7 @@ struct CombineData {
 
 /// One block for all tokens, so that the totals have one order. A few thousand tokens of a few numbers each.
 __global__ void __launch_bounds__(1024) combine(CombineData d) {
-  double sums[4] = {};
+  double sums[kLossTotals] = {};
   for (std::int64_t t = threadIdx.x; t < d.tokens; t += 1024) {
     const auto stat = [&](std::int64_t shard, LossStat which) {
       return static_cast<double>(d.stats[(shard * d.tokens + t) * kLossStats + which]);
@@ -34,20 +34,22 @@ __global__ void __launch_bounds__(1024) combine(CombineData d) {
       target += stat(s, kLossTarget);
       if (stat(s, kLossBest) > best) best = stat(s, kLossBest), best_id = stat(s, kLossBestId);
     }
-    const double lse = shift + log(sum), nll = lse - target;
+    const double lse = shift + log(sum), nll = lse - target, entropy = lse - weighted / sum;
     const bool trained = d.targets[t] >= 0;
     d.lse[t] = static_cast<float>(lse);
-    if (d.entropy) d.entropy[t] = static_cast<float>(lse - weighted / sum);
+    if (d.entropy) d.entropy[t] = static_cast<float>(entropy);
     d.token_nll[t] = trained ? static_cast<float>(nll) : -1.0f;
-    if (!trained) continue;
-    sums[0] += (1 - d.smoothing) * nll + d.smoothing * (lse - total / d.vocabulary) + d.z_loss * lse * lse;
-    sums[1] += nll;
-    sums[2] += best_id == d.targets[t] ? 1.0 : 0.0;
-    sums[3] += 1.0;
+    if (!trained || t < d.counted_begin || t >= d.counted_end) continue;
+    sums[kTotalLoss] +=
+        (1 - d.smoothing) * nll + d.smoothing * (lse - total / d.vocabulary) + d.z_loss * lse * lse;
+    sums[kTotalNll] += nll;
+    sums[kTotalCorrect] += best_id == d.targets[t] ? 1.0 : 0.0;
+    sums[kTotalTokens] += 1.0;
+    sums[kTotalEntropy] += entropy;
   }
   block_sum(sums);
   if (threadIdx.x > 0) return;
-  for (int i = 0; i < 4; ++i) d.totals[i] += sums[i];
+  for (int i = 0; i < kLossTotals; ++i) d.totals[i] += sums[i];
 }
 
 }  // namespace
@@ -60,6 +62,8 @@ void LossCombine::cuda(Stream& stream) const {
                          ptr<std::int32_t>(targets),
                          stats.size(0),
                          stats.size(1),
+                         counted_begin,
+                         counted_end,
                          static_cast<double>(vocabulary),
                          label_smoothing,
                          z_loss,

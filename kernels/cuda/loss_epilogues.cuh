@@ -223,6 +223,8 @@ struct ScaledExp {
     float* partial;               ///< [tiles of n, 3, stride]: sums of 4 e, 4 e s, s
     unsigned long long* best;     ///< [rows] ordered(z) << 32 | ~column; zeros before
     float* target;                ///< [rows] z at the target where a column here is it
+    float* tile_best;             ///< [rows, tiles]: a tile's largest z; optional
+    int tiles;                    ///< of n
   };
   const Terms& terms;
   const CUtensorMap& c;
@@ -240,9 +242,9 @@ struct ScaledExp {
 
   /// Enters the row's largest logit where it may be the largest so far, and the target's. Most tiles hold
   /// neither, which is found out before their columns are searched.
-  __device__ static void note_row(const Terms& t, const Sums64& sums, int h, int row, int first_column,
-                                  int column) {
+  __device__ static void note_row(const Terms& t, const Sums64& sums, int h, int row, int tile, int column) {
     const bool real = row < t.rows;
+    const int first_column = tile * kTileN;
     const unsigned long long best = real ? __ldcg(t.best + row) : ~0ull;
     const int wanted = real ? t.targets[row] - t.first_row - first_column : -1;
     float top = -INFINITY;
@@ -251,6 +253,8 @@ struct ScaledExp {
       top = fmaxf(top, fmaxf(sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+    if (t.tile_best && real && column == 0)
+      t.tile_best[static_cast<std::int64_t>(row) * t.tiles + tile] = top;
     const bool leads = real && ordered(top) >= static_cast<unsigned>(best >> 32);
     const bool holds = wanted >= 0 && wanted < kTileN;
     if (!__any_sync(0xffffffffu, leads || holds)) return;
@@ -328,7 +332,7 @@ struct ScaledExp {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int row = first_row + 64 * i + 8 * h;
-        note_row(terms, sums[i], h, row, first_column, place.column);
+        note_row(terms, sums[i], h, row, unit.n, place.column);
         score_row(terms, sums[i], h, row, unit.n, place.column);
       }
     }

@@ -1,8 +1,8 @@
 // The loss head's gradients. With bf16 activations the scores are exponentials that the products read
 // directly (see loss_scores.cu): d_hidden = v (E' W) and d_table += E'^T (v X), with v the row's scale. The
-// target's term, which carries most of the gradient, is left out of E' and added exactly in float32.
-#include "kernels/cuda/loss_blocks.cuh"
+// largest terms, which carry most of the gradient, are left out of E' and added exactly in float32.
 #include "kernels/cuda/loss_products.h"
+#include "kernels/cuda/loss_terms.cuh"
 #include "kernels/cuda/segments.h"
 #include "kernels/shapes.h"
 
@@ -35,12 +35,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Per row: its scale v, the exact gradient at the target (whose score becomes 0), and v x rounded to bf16.
+/// Per row: its scale v, the weights of its exact terms (whose scores become 0), and v x rounded to bf16.
 /// whole_scores: the scores are gradients already, up to grad_scale.
 __global__ void __launch_bounds__(kThreads)
     prepare_rows(GradientTerms g, bool whole_scores, const std::int32_t* targets, const float* stats,
                  const float* lse, const Bf16* hidden, int width, std::int64_t columns, std::int64_t stride,
-                 Bf16* scores, float* scale, float* at_target, Bf16* scaled) {
+                 Bf16* scores, float* scale, ExactTerms exact, Bf16* scaled) {
   const std::int64_t r = blockIdx.x;
   const std::int32_t target = targets[r];
   const float row_lse = lse[r];
@@ -49,34 +49,48 @@ __global__ void __launch_bounds__(kThreads)
     v = g.grad_scale;
     if (!whole_scores) v *= g.weight(row_lse) * expf(stats[r * kLossStats + kLossMax] - row_lse);
   }
-  if (threadIdx.x == 0) {
-    const std::int64_t column = target - g.first_row;
-    float exact = 0.0f;
-    if (target >= 0 && column >= 0 && column < columns) {
-      const float l = stats[r * kLossStats + kLossTarget];
-      const float d = expf(l - row_lse) * g.weight(row_lse) - (1.0f - g.smoothing) - g.uniform;
-      exact = g.grad_scale * d * g.slope(l);
+  if (threadIdx.x == 0) scale[r] = v;
+  if (threadIdx.x < kExactTerms) {
+    const std::int64_t at = r * kExactTerms + threadIdx.x;
+    const bool is_target = threadIdx.x == 0;
+    const std::int32_t id = is_target ? target : exact.ids[at];
+    const std::int64_t column = id - g.first_row;
+    const bool here = target >= 0 && id >= 0 && column >= 0 && column < columns;
+    float weight = 0.0f;
+    if (here) {
+      const float l = is_target ? stats[r * kLossStats + kLossTarget] : exact.weights[at];
+      const float wanted = is_target ? 1.0f - g.smoothing : 0.0f;
+      weight = g.grad_scale * (expf(l - row_lse) * g.weight(row_lse) - wanted - g.uniform) * g.slope(l);
       scores[r * stride + column] = from_float<Bf16>(0.0f);
     }
-    scale[r] = v;
-    at_target[r] = exact;
+    exact.ids[at] = here ? id : -1;
+    exact.weights[at] = weight;
   }
   for (int j = static_cast<int>(threadIdx.x); j < width; j += kThreads)
     scaled[r * width + j] = from_float<Bf16>(v * to_float(hidden[r * width + j]));
 }
 
-/// d_hidden = v product + (gradient at the target) table[target].
+/// d_hidden = v product + the exact terms' rows of the table.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    finish_rows(const float* product, const float* scale, const float* at_target, const std::int32_t* targets,
-                const Bf16* table, std::int64_t first_row, int width, T* d_hidden) {
+    finish_rows(const float* product, const float* scale, ExactTerms exact, const Bf16* table,
+                std::int64_t first_row, int width, T* d_hidden) {
   const std::int64_t r = blockIdx.x;
-  const float v = scale[r], exact = at_target[r];
-  const Bf16* row = exact != 0.0f ? table + (targets[r] - first_row) * width : nullptr;
+  const float v = scale[r];
+  const Bf16* term_rows[kExactTerms];
+  float weights[kExactTerms];
+#pragma unroll
+  for (int k = 0; k < kExactTerms; ++k) {
+    const std::int32_t id = exact.ids[r * kExactTerms + k];
+    term_rows[k] = id >= 0 ? table + (id - first_row) * width : nullptr;
+    weights[k] = exact.weights[r * kExactTerms + k];
+  }
   for (int j = static_cast<int>(threadIdx.x); j < width; j += kThreads) {
     // A row without a target has no gradient, whatever its scores hold.
     float d = v != 0.0f ? v * product[r * width + j] : 0.0f;
-    if (row) d += exact * to_float(row[j]);
+#pragma unroll
+    for (int k = 0; k < kExactTerms; ++k)
+      if (term_rows[k]) d = fmaf(weights[k], to_float(term_rows[k][j]), d);
     d_hidden[r * width + j] = from_float<T>(d);
   }
 }
@@ -111,7 +125,8 @@ GradientTerms terms_of(const LossGradient& op) {
 
 /// Where LossGradient's bf16 form keeps what.
 struct GradientBuffers {
-  float *d_hidden, *scale, *at_target, *logits;
+  float *d_hidden, *scale, *logits;
+  ExactTerms exact;
   Bf16* scaled;
   std::int32_t *order, *parts;
 
@@ -124,13 +139,40 @@ struct GradientBuffers {
     };
     d_hidden = reinterpret_cast<float*>(take(plan.d_hidden));
     scaled = reinterpret_cast<Bf16*>(take(plan.scaled));
-    scale = reinterpret_cast<float*>(take(plan.rows / 3));
-    at_target = reinterpret_cast<float*>(take(plan.rows / 3));
-    order = reinterpret_cast<std::int32_t*>(take(plan.rows / 3));
+    scale = reinterpret_cast<float*>(take(plan.scale));
+    exact.ids = reinterpret_cast<std::int32_t*>(take(plan.terms));
+    exact.weights = reinterpret_cast<float*>(take(plan.terms));
+    order = reinterpret_cast<std::int32_t*>(take(plan.terms));
     parts = reinterpret_cast<std::int32_t*>(take(plan.parts));
     logits = reinterpret_cast<float*>(take(plan.block));
   }
 };
+
+LargeTermSearch search_of(const LossGradient& op) {
+  return {ptr<Bf16>(op.hidden),
+          ptr<Bf16>(op.table),
+          ptr<Bf16>(op.scores),
+          ptr<float>(op.stats),
+          ptr<float>(op.lse),
+          ptr_or_null<float>(op.tile_best),
+          ptr<std::int32_t>(op.targets),
+          op.scores.row_stride(),
+          op.first_row,
+          static_cast<int>(op.hidden.cols()),
+          static_cast<int>(op.table.rows()),
+          static_cast<int>(product_tiles(op.table.rows(), kProductColumns)),
+          static_cast<float>(op.cap)};
+}
+
+/// d_table += the exact terms.
+void add_exact_terms(Stream& stream, const LossGradient& op, const GradientBuffers& buffers) {
+  IdRows rows;
+  rows.ids = Tensor(buffers.exact.ids, DType::i32, {op.hidden.rows(), kExactTerms});
+  rows.first_row = op.first_row;
+  rows.weights = buffers.exact.weights;
+  rows.per_row = kExactTerms;
+  add_rows_by_id(stream, "LossGradient", rows, op.hidden, 1.0, op.d_table, buffers.order);
+}
 
 void gradient_bf16(Stream& stream, const LossGradient& op) {
   const std::int64_t tokens = op.hidden.rows(), width = op.hidden.cols(), columns = op.table.rows();
@@ -140,6 +182,8 @@ void gradient_bf16(Stream& stream, const LossGradient& op) {
   const cudaStream_t native = cuda_stream(stream);
   const auto rows = static_cast<unsigned>(tokens);
   auto* scores = ptr<Bf16>(op.scores);
+  find_large_terms<<<rows, kSearchThreads, 0, native>>>(search_of(op), buffers.exact);
+  launched("LossGradient");
   if (smoothing) {
     for_blocks(stream, op, buffers.logits, [&](const BlockShape& b) {
       block_gradients<<<rows, kThreads, 0, native>>>(buffers.logits, b, terms, ptr<float>(op.lse), scores);
@@ -148,7 +192,7 @@ void gradient_bf16(Stream& stream, const LossGradient& op) {
   prepare_rows<<<rows, kThreads, 0, native>>>(terms, smoothing, ptr<std::int32_t>(op.targets),
                                               ptr<float>(op.stats), ptr<float>(op.lse), ptr<Bf16>(op.hidden),
                                               static_cast<int>(width), columns, op.scores.row_stride(),
-                                              scores, buffers.scale, buffers.at_target, buffers.scaled);
+                                              scores, buffers.scale, buffers.exact, buffers.scaled);
   launched("LossGradient");
   const Tensor product(buffers.d_hidden, DType::f32, {tokens, width});
   const Tensor scaled(buffers.scaled, DType::bf16, {tokens, width});
@@ -161,13 +205,12 @@ void gradient_bf16(Stream& stream, const LossGradient& op) {
   }
   with_float_type("LossGradient", op.d_hidden.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    finish_rows<T><<<rows, kThreads, 0, native>>>(buffers.d_hidden, buffers.scale, buffers.at_target,
-                                                  ptr<std::int32_t>(op.targets), ptr<Bf16>(op.table),
-                                                  op.first_row, static_cast<int>(width), ptr<T>(op.d_hidden));
+    finish_rows<T><<<rows, kThreads, 0, native>>>(buffers.d_hidden, buffers.scale, buffers.exact,
+                                                  ptr<Bf16>(op.table), op.first_row, static_cast<int>(width),
+                                                  ptr<T>(op.d_hidden));
   });
   launched("LossGradient");
-  add_rows_by_id(stream, "LossGradient", {op.targets, op.first_row, -1, buffers.at_target}, op.hidden, 1.0,
-                 op.d_table, buffers.order);
+  add_exact_terms(stream, op, buffers);
 }
 
 void gradient_f32(Stream& stream, const LossGradient& op) {
@@ -198,6 +241,7 @@ void gradient_f32(Stream& stream, const LossGradient& op) {
 void LossGradient::cuda(Stream& stream) const {
   check(*this, Device::cuda);
   if (hidden.rows() == 0) return;
+  if (table.rows() == 0) return run(stream, Fill{.x = d_hidden});  // a shard without rows
   if (hidden.dtype() == DType::bf16) return gradient_bf16(stream, *this);
   if (hidden.dtype() != DType::f32) refuse("LossGradient", hidden.dtype());
   gradient_f32(stream, *this);

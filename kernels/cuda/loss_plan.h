@@ -61,20 +61,28 @@ inline std::int64_t loss_piece_rows(std::int64_t rows, std::int64_t width) {
   return std::min(rows, std::max<std::int64_t>(kLogitBlockBytes / 4 / std::max<std::int64_t>(width, 1), 1));
 }
 
+/// Terms of a row's gradient that are kept exact in float32: the target's, and those of all other columns
+/// with at least 1 / kLargeTerms of the probability, of which there are at most so many.
+constexpr int kLargeTerms = 8, kExactTerms = 1 + kLargeTerms;
+
 /// Scratch of the bf16 LossGradient, in this order.
 struct LossGradientScratch {
   std::size_t d_hidden;  ///< f32 [C, D]
   std::size_t scaled;    ///< T [C, D]: hidden states times their rows' scales
-  std::size_t rows;      ///< f32 [C] twice (scale, gradient at the target), i32 [C] (order of the targets)
+  std::size_t scale;     ///< f32 [C]
+  std::size_t terms;     ///< three times: f32 (weights) or i32 (ids, order) [C, kExactTerms]
   std::size_t parts;     ///< i32: how many parts of d_hidden's tiles are added
   std::size_t block;     ///< logits of a block, with label smoothing only
-  std::size_t total() const { return d_hidden + scaled + rows + parts + block; }
+  std::size_t total() const { return d_hidden + scaled + scale + 3 * terms + parts + block; }
 };
 
 inline LossGradientScratch loss_gradient_scratch(std::int64_t tokens, std::int64_t width, std::int64_t rows,
                                                  bool smoothing) {
   const auto align = [](std::int64_t bytes) { return static_cast<std::size_t>((bytes + 255) / 256 * 256); };
-  return {align(tokens * width * 4), align(tokens * width * 2), 3 * align(tokens * 4),
+  return {align(tokens * width * 4),
+          align(tokens * width * 2),
+          align(tokens * 4),
+          align(tokens * kExactTerms * 4),
           align(2 * product_tiles(tokens, kProductRows) * product_tiles(width, kProductColumns) * 4),
           smoothing ? loss_block_bytes(tokens, rows) : 0};
 }

@@ -76,7 +76,7 @@ struct FinishTerms {
   float* stats;
 };
 
-constexpr int kFinishRows = 32, kFinishParts = 16;
+constexpr int kFinishRows = 8, kFinishParts = 64;  // a sector of rows; many blocks and threads, for latency
 
 /// Adds a row's sums over the tiles, in a fixed order, and writes its statistics.
 __global__ void __launch_bounds__(kFinishRows* kFinishParts) finish_stats(FinishTerms t) {
@@ -137,7 +137,8 @@ void score_product_as(Stream& stream, const LossScores& op) {
       {map_a(op.hidden, Major::k), map_b(op.table, Major::k), {}},
       work,
       {cap, static_cast<int>(tokens), static_cast<int>(rows), static_cast<int>(plan.stride),
-       static_cast<int>(op.first_row), ptr<std::int32_t>(op.targets), partial, best, target}};
+       static_cast<int>(op.first_row), ptr<std::int32_t>(op.targets), partial, best, target,
+       ptr_or_null<float>(op.tile_best), work.columns}};
   if constexpr (kStore) product.maps.c = make_tensor_map(op.scores, kTileM, 64);
   launch(stream, product);
   finish_stats<<<static_cast<unsigned>(ceil_div(tokens, kFinishRows)), kFinishRows * kFinishParts, 0,

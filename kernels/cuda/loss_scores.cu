@@ -1,8 +1,8 @@
 // The loss head. With bf16 activations `scores` holds E' = exp(l - m) (1 - (l / cap)^2) in bf16: the soft
 // cap's derivative is folded in, and because the cap bounds the logits, m = cap needs no running maximum.
 // Logits reach that form from float32, block by block of the vocabulary. The gradient's products read E'
-// directly: d_hidden = v (E' W) and d_table += E'^T (v X), with v the row's scale. The target's term, which
-// carries most of the gradient, is left out of E' and added exactly in float32.
+// directly: d_hidden = v (E' W) and d_table += E'^T (v X), with v the row's scale. The largest terms, which
+// carry most of the gradient, are left out of E' and added exactly in float32 (loss_terms.cuh).
 // With float32 activations `scores` holds the capped logits, and everything is float32.
 #include "kernels/cuda/loss_blocks.cuh"
 #include "kernels/cuda/loss_products.h"
@@ -161,6 +161,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 void scores_bf16(Stream& stream, const LossScores& op) {
+  // Here nobody knows where the large terms are.
+  if (op.tile_best) run(stream, Fill{.x = op.tile_best, .value = INFINITY});
   auto* logits = reinterpret_cast<float*>(op.scratch.data());
   const auto rows = static_cast<unsigned>(op.hidden.rows());
   for_blocks(stream, op, logits, [&](const BlockShape& b) {

@@ -6,15 +6,17 @@
 
 namespace lapidary {
 
-/// Which row of the table every row of a gradient goes to.
+/// Which rows of the table every row of a gradient goes to.
 struct IdRows {
-  Tensor ids;  ///< i32 [N]; -1, padding_id and rows of other shards go nowhere
+  Tensor ids;  ///< i32 [N, per_row]; -1, padding_id and rows of other shards go nowhere
   std::int64_t first_row = 0;
   std::int32_t padding_id = -1;
-  const float* weights = nullptr;  ///< [N] on the device, optional
+  const float* weights = nullptr;  ///< [N, per_row] on the device, optional
+  int per_row = 1;
 };
 
-/// d_table[ids[t] - first_row] += scale weights[t] d[t], summed in the order of t. order: i32 [N] of scratch.
+/// d_table[ids[t, k] - first_row] += scale weights[t, k] d[t], summed in the order of (t, k). order: i32
+/// [N, per_row] of scratch.
 void add_rows_by_id(Stream& stream, const char* op, const IdRows& rows, const Tensor& d, double scale,
                     const Tensor& d_table, std::int32_t* order);
 

@@ -13,6 +13,7 @@ struct Head {
   std::int64_t tokens, width, vocabulary, shards;
   double cap = 0, smoothing = 0, z_loss = 0;
   std::int64_t begin(std::int64_t shard) const { return vocabulary * shard / shards; }
+  std::int64_t first_counted() const { return tokens / 5; }  ///< tokens before it are not in the totals
 };
 
 constexpr double kGradScale = 0.125;
@@ -31,7 +32,7 @@ Values naive_logits(const Head& s, const Arrays& in, std::int64_t t) {
 }
 
 Arrays naive_loss(const Head& s, const Arrays& in) {
-  Arrays out{{"lse", {}}, {"token_nll", {}}, {"entropy", {}}, {"totals'", {1, 2, 3, 4}}, {"loss", {0}}};
+  Arrays out{{"lse", {}}, {"token_nll", {}}, {"entropy", {}}, {"totals'", {1, 2, 3, 4, 5}}, {"loss", {0}}};
   for (std::int64_t t = 0; t < s.tokens; ++t) {
     const Values l = naive_logits(s, in, t);
     double sum = 0, mean = 0, entropy = 0;
@@ -52,19 +53,23 @@ Arrays naive_loss(const Head& s, const Arrays& in) {
     }
     const double nll = lse - l[static_cast<std::size_t>(target)];
     out["token_nll"].push_back(nll);
-    out["loss"][0] += (1 - s.smoothing) * nll + s.smoothing * (lse - mean) + s.z_loss * lse * lse;
-    out["totals'"][1] += nll;
-    out["totals'"][2] += static_cast<double>(best) == target ? 1 : 0;
-    out["totals'"][3] += 1;
+    const double loss = (1 - s.smoothing) * nll + s.smoothing * (lse - mean) + s.z_loss * lse * lse;
+    out["loss"][0] += loss;
+    if (t < s.first_counted()) continue;
+    Values& totals = out["totals'"];
+    totals[kTotalLoss] += loss;
+    totals[kTotalNll] += nll;
+    totals[kTotalCorrect] += static_cast<double>(best) == target ? 1 : 0;
+    totals[kTotalTokens] += 1;
+    totals[kTotalEntropy] += entropy;
   }
-  out["totals'"][0] += out["loss"][0];
   out["loss"][0] *= kGradScale;  // of which LossGradient is the gradient
   return out;
 }
 
 struct Scored {
   Tensor hidden, table, targets, stats, lse;
-  std::vector<Tensor> scores;
+  std::vector<Tensor> scores, tile_best;
 };
 
 /// The part of stats [n, C, kLossStats] that one shard writes.
@@ -93,6 +98,10 @@ Scored score_shards(const Head& s, OpRun& r, bool entropy) {
     op.cap = s.cap;
     op.scores = x.scores.back();
     op.stats = shard_stats(x.stats, shard);
+    const std::int64_t tiles = loss_tiles(r.stream().device(), r.type(), last - first);
+    x.tile_best.push_back(
+        tiles == 0 ? Tensor() : r.out_as("tile_best" + std::to_string(shard), DType::f32, {s.tokens, tiles}));
+    op.tile_best = x.tile_best.back();
     r(op);
   }
   x.lse = r.out_wide("lse", {s.tokens});
@@ -102,10 +111,12 @@ Scored score_shards(const Head& s, OpRun& r, bool entropy) {
   op.vocabulary = s.vocabulary;
   op.label_smoothing = s.smoothing;
   op.z_loss = s.z_loss;
+  op.counted_begin = s.first_counted();
+  op.counted_end = s.tokens;
   op.lse = x.lse;
   op.token_nll = r.out_wide("token_nll", {s.tokens});
   if (entropy) op.entropy = r.out_wide("entropy", {s.tokens});
-  op.totals = r.in_out_as("totals", DType::f64, {4});
+  op.totals = r.in_out_as("totals", DType::f64, {kLossTotals});
   r(op);
   return x;
 }
@@ -113,7 +124,10 @@ Scored score_shards(const Head& s, OpRun& r, bool entropy) {
 /// What differs between devices by design is no result to compare.
 void drop(OpRun& r, const Head& s, const std::vector<std::string>& names) {
   for (const std::string& name : names) r.forget(name);
-  for (std::int64_t shard = 0; shard < s.shards; ++shard) r.forget("scores" + std::to_string(shard));
+  for (std::int64_t shard = 0; shard < s.shards; ++shard) {
+    r.forget("scores" + std::to_string(shard));
+    r.forget("tile_best" + std::to_string(shard));
+  }
 }
 
 OpCase loss_case(const Head& s) {
@@ -125,14 +139,14 @@ OpCase loss_case(const Head& s) {
   Values& targets = c.given["targets"];
   for (std::int64_t t = 0; t < s.tokens; ++t)
     targets.push_back(t % 4 == 3 ? -1.0 : static_cast<double>(t * 11 % s.vocabulary));
-  c.given["totals"] = {1, 2, 3, 4};
+  c.given["totals"] = {1, 2, 3, 4, 5};
   c.exact = {"targets", "totals"};
   c.reference = [s](const Arrays& in) { return naive_loss(s, in); };
   c.run = [s](OpRun& r) {
     score_shards(s, r, true);
     drop(r, s, {"stats"});
   };
-  c.bounds = {{"lse", {0, 64}}, {"token_nll", {0, 128}}, {"entropy", {0, 512}}, {"totals", {0, 128}}};
+  c.bounds = {{"lse", {0, 64}}, {"token_nll", {0, 128}}, {"entropy", {0, 512}}, {"totals", {0, 512}}};
   c.optional = {"entropy"};
   if (s.tokens == 0) c.ignores_nan = {"table"};
   c.same_bits_on_any_threads = false;
@@ -166,6 +180,7 @@ OpCase loss_gradient_case(const Head& s, bool wide_hidden) {
       op.z_loss = s.z_loss;
       op.grad_scale = kGradScale;
       op.lse = x.lse;
+      op.tile_best = x.tile_best[static_cast<std::size_t>(shard)];
       op.d_hidden = part;
       op.d_table = d_table.dims() == 2 ? d_table.row_range(first, last) : d_table;
       r(op);
@@ -195,7 +210,8 @@ std::vector<OpCase> loss_cases() {
         Head{"smooth_uncapped", 6, 3, 12, 1, 0, 0.2, 0.01}, Head{"larger", 35, 48, 701, 2, 30.0, 0.05, 1e-4},
         // Rows that a GPU's TMA can address: beside, on and over the edges of its products' tiles.
         Head{"tiles", 130, 24, 392, 1, 30.0}, Head{"tile", 1, 8, 8, 1, 4.0},
-        Head{"tile_shards", 40, 72, 592, 2, 30.0, 0.1, 1e-3}}) {
+        Head{"tile_shards", 40, 72, 592, 2, 30.0, 0.1, 1e-3}, Head{"tile_empty_shards", 5, 8, 3, 5, 4.0},
+        Head{"tile_z_loss", 9, 40, 201, 3, 30.0, 0, 1e-3}}) {
     out.push_back(loss_case(s));
     for (const bool wide : {false, true}) out.push_back(loss_gradient_case(s, wide));
   }

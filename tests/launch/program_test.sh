@@ -68,6 +68,9 @@ expect 0 'manifest.json' ls made/sounds
 
 expect 0 'full layer' "$program" bench attention --tokens 24 --rounds 1 --device cpu
 expect 1 '--tokens: 0 is out of range' "$program" bench attention --tokens 0
+small=(bench loss --tokens 24 --scratch 1 --vocabulary 1003 --width 24 --rounds 1 --device cpu)
+expect 0 'Errors against float32' "$program" "${small[@]}" --errors --error-tokens 16
+expect 0 'one GPU alone' "$root/tests/mpirun.sh" 2 "$program" "${small[@]}"
 
 # Turkish: dotless i, decimal comma. A locale that does not exist is no trouble either.
 for locale in tr_TR.UTF-8 nowhere C; do

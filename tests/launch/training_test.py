@@ -65,13 +65,13 @@ class Runs:
         check(done.returncode == expect, f"{name} on {ranks} ranks: exit code {done.returncode}, expected {expect}:\n{done.stdout}")
         return done.stdout, took
 
-    def steps(self, name):
+    def steps(self, name, event="step"):
         """The last record of every step, in order: what a reader of metrics.jsonl is to use after restarts."""
         records = {}
         with open(f"{self.folder}/{name}/metrics.jsonl") as f:
             for line in f:
                 record = json.loads(line)
-                if record["event"] == "step":
+                if record["event"] == event:
                     records[record["step"]] = record
         return [records[s] for s in sorted(records)]
 
@@ -101,6 +101,22 @@ def ranks(runs):
     runs.run("again", 2)
     same_bits(runs.steps("again"), runs.steps("ranks2"), "2 ranks, twice")
     check(runs.steps("ranks1")[-1]["loss"] < 0.8 * runs.steps("ranks1")[0]["loss"], "the loss did not fall")
+    evaluated(runs)
+
+
+def evaluated(runs):
+    """An evaluation of the last checkpoint says what the run's last validation said, on any number of ranks."""
+    last = runs.steps("ranks2", "validation")[-1]
+    for n in (1, 2, 3):
+        output, _ = runs.run("ranks2", n, verb="eval")
+        found = re.search(r"step 60: loss (\S+), negative log-likelihood (\S+), perplexity \S+, accuracy (\S+) %, entropy (\S+), "
+                          r"(\d+) tokens", output)
+        check(found, f"expected the evaluation of step 60:\n{output}")
+        loss, nll, accuracy, entropy, tokens = map(float, found.groups())
+        for name, value, bound in (("validation_loss", loss, 2e-6), ("nll", nll, 2e-6), ("entropy", entropy, 1e-5),
+                                   ("accuracy", accuracy / 100, 6e-5), ("target_tokens", tokens, 0)):
+            check(abs(value - last[name]) <= bound * max(1, last[name]), f"{name} on {n} ranks: {value}, expected {last[name]}")
+    print(f"evaluations on 1, 2 and 3 ranks: loss {last['validation_loss']:.6f}, entropy {last['entropy']:.6f}")
 
 
 def resume(runs):
@@ -146,7 +162,8 @@ def faults(runs):
     check(output.count("told to fail at step 3") == 1, f"expected one message:\n{output}")
     check(took < 20, f"took {took:.1f} s")
     output, _ = runs.run("nan", 2, "fault.kind=nan", "fault.rank=1", "fault.step=3", "checkpoint.every=1", expect=77)
-    check(output.count("step 3: the loss is not finite") == 1, f"expected one message:\n{output}")
+    where = "step 3: the loss is not finite (first seen on rank 0; weights on rank 1 are not finite)"
+    check(output.count(where) == 1, f"expected one message:\n{output}")
     check(os.listdir(f"{runs.folder}/nan/checkpoints") and not os.path.exists(f"{runs.folder}/nan/checkpoints/step-00000003"),
           "a step that is not finite was saved")
     output, took = runs.run("killed", 3, "fault.kind=kill", "fault.rank=2", "fault.step=3", expect=137)

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "kernels/error.h"
+#include "trainer/evaluate.h"
 #include "trainer/metrics_history.h"
 
 namespace lapidary {
@@ -70,7 +71,7 @@ TEST_F(MetricsTest, EveryLineIsAnObjectThatHoldsTheExactNumbers) {
   auto r = record(1, 0.1 + 0.2);
   r.data_hash = 0xabcdef;
   metrics.step(r);
-  metrics.validation(1, 5.25, 777, 2.5);
+  metrics.validation(1, {.loss = 5.25, .nll = 5, .accuracy = 0.25, .entropy = 4.5, .tokens = 777}, 2.5);
   metrics.checkpoint(1, "run/step-1", 0.25, 1.5);
   metrics.end(1, "finished");
   const auto read = lines();  // before the file is closed: every line is already there
@@ -82,6 +83,10 @@ TEST_F(MetricsTest, EveryLineIsAnObjectThatHoldsTheExactNumbers) {
   EXPECT_EQ(read[1]["data_hash"], "0000000000abcdef");
   EXPECT_FALSE(read[1].contains("mfu"));
   EXPECT_EQ(read[2]["validation_loss"], 5.25);
+  EXPECT_EQ(read[2]["nll"], 5);
+  EXPECT_EQ(read[2]["accuracy"], 0.25);
+  EXPECT_EQ(read[2]["entropy"], 4.5);
+  EXPECT_EQ(read[2]["target_tokens"], 777);
   EXPECT_EQ(read[3]["path"], "run/step-1");
   EXPECT_EQ(read[4]["reason"], "finished");
   for (const auto& line : read) {
@@ -112,8 +117,8 @@ TEST_F(MetricsTest, AResumeTakesBackWhatCameAfterIt) {
   {
     Metrics first(options(0), console_);
     for (int step = 1; step <= 8; ++step) first.step(record(step, 10 - step));
-    first.validation(5, 5.5, 1, 1);
-    first.validation(8, 4.5, 1, 1);
+    first.validation(5, {.loss = 5.5, .tokens = 1}, 1);
+    first.validation(8, {.loss = 4.5, .tokens = 1}, 1);
   }
   {
     Metrics second(options(5), console_);

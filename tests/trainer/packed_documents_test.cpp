@@ -70,7 +70,7 @@ class PackedDocuments : public testing::TestWithParam<ImageAttention> {
                 static_cast<std::size_t>(batch.tokens()) * sizeof(double) + Arena::kAlignment);
     const Tensor nll = arena.allocate(DType::f64, {batch.tokens()});
     instance_->begin_evaluation();
-    instance_->run_evaluation(batch, nll);
+    instance_->run_evaluation(batch, {.nll = nll});
     cpu_backend().synchronize(instance_->stream());
     const auto* values = static_cast<const double*>(nll.data());
     std::vector<double> sums;
