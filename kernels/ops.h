@@ -16,7 +16,7 @@
 #include "kernels/arena.h"
 #include "kernels/build_info.h"
 #include "kernels/device.h"
-#include "kernels/op_timer.h"
+#include "kernels/op_work.h"
 #include "kernels/tensor.h"
 
 namespace lapidary {
