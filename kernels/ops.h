@@ -16,7 +16,7 @@
 #include "kernels/arena.h"
 #include "kernels/build_info.h"
 #include "kernels/device.h"
-#include "kernels/op_timer.h"
+#include "kernels/op_work.h"
 #include "kernels/tensor.h"
 
 namespace lapidary {
@@ -396,14 +396,14 @@ bool loss_statistics_alone(Device device, DType activations, std::int64_t width,
 ///   (sqrt(v^) + eps).
 /// The float32 master is `master` where given, else `param` itself, else (remainder given) the pair of param
 /// and remainder: param is the float32's upper 16 bits rounded to nearest, remainder the exact rest. Without
-/// any of them bf16 params are rounded stochastically from (seed, step, first_index + i). bf16 moments are
-/// rounded stochastically too.
+/// any of them bf16 params are rounded stochastically from (seed, step, first_index + i). bf16 moments, and
+/// moments in one byte (kernels/moment_codes.h), are rounded stochastically too.
 /// A grad_factor of 0 (ClipFactor saw a norm that is not finite) leaves everything as it is.
 struct AdamW {
   Tensor param;        ///< f32, bf16 or f64 [n]
   Tensor master;       ///< f32 [n], optional
   Tensor remainder;    ///< i16 [n], optional
-  Tensor m, v;         ///< f32, bf16 or f64 [n]
+  Tensor m, v;         ///< f32, bf16 or f64 [n], or both u8
   Tensor grad;         ///< f32, bf16 or f64 [n]
   Tensor grad_factor;  ///< f32 [1] (f64 for f64): from ClipFactor
   double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;

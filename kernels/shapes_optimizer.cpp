@@ -11,9 +11,15 @@ void check(const AdamW& op) {
   const DType t = op.param.dtype();
   c.flat({"param", op.param}, n);
   for (const OpCheck::Field field :
-       {OpCheck::Field{"m", op.m}, OpCheck::Field{"v", op.v}, OpCheck::Field{"grad", op.grad}}) {
+       {OpCheck::Field{"m", op.m}, OpCheck::Field{"v", op.v}, OpCheck::Field{"grad", op.grad}})
     c.flat(field, n);
-    c.float_type(field);
+  c.float_type({"grad", op.grad});
+  if (op.m.dtype() == DType::u8) {
+    c.type({"v", op.v}, DType::u8);
+    c.that(t != DType::f64, "moments in one byte are given for f64 parameters");
+  } else {
+    c.float_type({"m", op.m});
+    c.float_type({"v", op.v});
   }
   c.that(!op.master || !op.remainder, "master and remainder are both given, expected at most one");
   c.that(t != DType::f64 || !op.master, "master is given for f64 parameters");

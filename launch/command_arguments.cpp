@@ -33,9 +33,13 @@ void describe(EvalArguments& a, CommandSyntax& syntax) {
 
 void describe(PlanArguments& a, CommandSyntax& syntax) {
   describe_config(a.config, syntax);
-  syntax.numbers("ranks", a.ranks, 1, 1'000'000, "numbers of ranks to plan for");
-  syntax.number("ranks-per-node", a.ranks_per_node, 1, 1024, "ranks that share a node");
-  syntax.bytes("memory", a.memory, "memory of a rank's device: says what does not fit");
+  syntax.numbers("ranks", a.options.ranks, 1, 1'000'000, "numbers of ranks to plan for");
+  syntax.number("ranks-per-node", a.options.ranks_per_node, 1, 1024, "ranks that share a node");
+  syntax.bytes("memory", a.memory, "memory of a rank's device: says what fits, and how many tokens would");
+  syntax.text("card", "NAME", a.options.card,
+              "forecast a step's time on this card, H100 or H200 or one of --rates; the GPU at hand if not "
+              "given");
+  syntax.text("rates", "FILE", a.rates, "rates that bench step and bench comm measured (their --rates)");
 }
 
 void describe(DataBuildArguments& a, CommandSyntax& syntax) {
@@ -162,6 +166,23 @@ void describe(BenchStepArguments& a, CommandSyntax& syntax) {
   syntax.number("warmup", a.options.warmup, 0, 1000, "steps before the timed ones");
   syntax.number("steps", a.options.steps, 1, 10'000, "timed steps");
   syntax.flag("no-profile", a.no_profile, "leave out the table of operations");
+  syntax.text("rates", "FILE", a.options.rates, "add the table's rates to this file, for plan --rates");
+}
+
+void describe(BenchGemmArguments& a, CommandSyntax& syntax) {
+  describe_config(a.config, syntax);
+  syntax.number("rounds", a.rounds, 1, 1000, "measurements of each product");
+}
+
+void describe(BenchOpsArguments& a, CommandSyntax& syntax) {
+  describe_config(a.config, syntax);
+  syntax.number("rounds", a.rounds, 1, 1000, "timed steps");
+}
+
+void describe(BenchCommArguments& a, CommandSyntax& syntax) {
+  describe_config(a.config, syntax);
+  syntax.number("rounds", a.rounds, 1, 1000, "measurements of each collective");
+  syntax.text("rates", "FILE", a.rates, "add the units' rates to this file, for plan --rates");
 }
 
 void describe(BenchAttentionArguments& a, CommandSyntax& syntax) {

@@ -10,6 +10,7 @@
 #include "kernels/device.h"
 #include "trainer/checkpoint_tools.h"
 #include "trainer/config_reader.h"
+#include "trainer/plan.h"
 #include "trainer/run_config.h"
 #include "trainer/step_bench.h"
 
@@ -41,9 +42,9 @@ int run_eval(const EvalArguments& arguments, const MpiSession& session);
 /// lapidary plan
 struct PlanArguments {
   ConfigArguments config;
-  std::vector<int> ranks{1, 2, 8, 64};
-  int ranks_per_node = 8;
+  PlanOptions options;
   std::int64_t memory = 0;  ///< bytes a rank's device has; 0: unknown
+  std::string rates;        ///< a file that benchmarks wrote
 };
 int run_plan(const PlanArguments& arguments);
 
@@ -169,6 +170,28 @@ struct BenchStepArguments {
 };
 int run_bench_step(const BenchStepArguments& arguments, const MpiSession& session);
 
+/// lapidary bench gemm
+struct BenchGemmArguments {
+  ConfigArguments config;
+  int rounds = 5;
+};
+int run_bench_gemm(const BenchGemmArguments& arguments);
+
+/// lapidary bench ops
+struct BenchOpsArguments {
+  ConfigArguments config;
+  int rounds = 9;
+};
+int run_bench_ops(const BenchOpsArguments& arguments);
+
+/// lapidary bench comm
+struct BenchCommArguments {
+  ConfigArguments config;
+  int rounds = 5;
+  std::string rates;  ///< file
+};
+int run_bench_comm(const BenchCommArguments& arguments, const MpiSession& session);
+
 /// lapidary bench attention
 struct BenchAttentionArguments {
   std::vector<int> tokens{4096, 8192, 32768};
@@ -220,6 +243,9 @@ void describe(CheckpointAverageArguments& a, CommandSyntax& syntax);
 void describe(CheckpointDiffArguments& a, CommandSyntax& syntax);
 void describe(ParityArguments& a, CommandSyntax& syntax);
 void describe(BenchStepArguments& a, CommandSyntax& syntax);
+void describe(BenchGemmArguments& a, CommandSyntax& syntax);
+void describe(BenchOpsArguments& a, CommandSyntax& syntax);
+void describe(BenchCommArguments& a, CommandSyntax& syntax);
 void describe(BenchAttentionArguments& a, CommandSyntax& syntax);
 void describe(BenchLossArguments& a, CommandSyntax& syntax);
 void describe(ConfigShowArguments& a, CommandSyntax& syntax);

@@ -28,6 +28,11 @@ std::vector<lapidary::Command> commands(const lapidary::MpiSession* session) {
       make_command("checkpoint inspect", "prints what a checkpoint holds", run_checkpoint_inspect),
       make_command("bench step", "times training steps of a configuration on random text", run_bench_step,
                    session),
+      make_command("bench gemm", "times a configuration's matrix products", run_bench_gemm),
+      make_command("bench ops", "times what memory bounds in a configuration's step, beside a copy",
+                   run_bench_ops),
+      make_command("bench comm", "times the gathers and reductions of a configuration's units",
+                   run_bench_comm, session),
       make_command("bench attention", "times attention of both kinds of layer under several masks",
                    run_bench_attention),
       make_command("checkpoint verify", "checks every file of checkpoints", run_checkpoint_verify),
@@ -59,7 +64,8 @@ bool started_by_launcher() {
 }
 
 bool is_of_ranks(const std::vector<std::string>& words) {
-  if (words.size() > 1 && words[0] == "bench") return words[1] == "step" || words[1] == "loss";
+  if (words.size() > 1 && words[0] == "bench")
+    return words[1] == "step" || words[1] == "loss" || words[1] == "comm";
   return !words.empty() &&
          std::find(kCommandsOfRanks.begin(), kCommandsOfRanks.end(), words[0]) != kCommandsOfRanks.end();
 }

@@ -1,5 +1,6 @@
 // lapidary train, eval, plan, parity: what runs on all ranks, and the plan of it.
 #include <iostream>
+#include <utility>
 
 #include "kernels/check.h"
 #include "launch/commands.h"
@@ -17,6 +18,19 @@ constexpr auto kHostDeadline = std::chrono::minutes(30);
 
 NodePlace place_of(const MpiSession& session) {
   return {session.local_rank(), session.ranks_per_node()};
+}
+
+/// The device to plan for. Where none was named and rates of the one at hand are known, a forecast uses them.
+Device choose_plan(const RunConfig& config, PlanOptions& options) {
+  if (!options.card.empty()) return options.card.starts_with("CPU") ? Device::cpu : Device::cuda;
+  const Device device =
+      config.run.device == DeviceChoice::cuda ? Device::cuda : choose_device(config.run.device);
+  if (device == Device::cuda && cuda_device_count() == 0) return device;
+  const std::string name = device_name(open_backend(device, NodePlace{}).description());
+  for (const std::vector<RateSet>* sets : {&std::as_const(options.rates), &built_in_rates()})
+    for (const RateSet& set : *sets)
+      if (set.device == name) options.card = name;
+  return device;
 }
 
 }  // namespace
@@ -37,10 +51,10 @@ int run_eval(const EvalArguments& arguments, const MpiSession& session) {
 
 int run_plan(const PlanArguments& arguments) {
   const RunConfig config = load_config(arguments.config.sources);
-  const Device device =
-      config.run.device == DeviceChoice::cuda ? Device::cuda : choose_device(config.run.device);
-  print_plan(config, arguments.ranks, arguments.ranks_per_node, device,
-             static_cast<std::size_t>(arguments.memory), std::cout);
+  PlanOptions options = arguments.options;
+  options.memory = static_cast<std::size_t>(arguments.memory);
+  if (!arguments.rates.empty()) options.rates = read_rates(arguments.rates);
+  print_plan(config, options, choose_plan(config, options), std::cout);
   return 0;
 }
 

@@ -1,5 +1,7 @@
 #include "parallel/local_communicator.h"
 
+#include <algorithm>
+
 #include "kernels/check.h"
 #include "kernels/ops.h"
 #include "parallel/rank_reduction.h"
@@ -60,19 +62,31 @@ void LocalCommunicator::wait(Stream& stream, Ticket& ticket) {
   ticket = {};
 }
 
-Ticket PlanCommunicator::all_gather(Stream&, const Tensor& send, const Tensor& recv) {
+Ticket PlanCommunicator::all_gather(Stream& after, const Tensor& send, const Tensor& recv) {
   check_all_gather(*this, send, recv);
-  return {};
+  return transfer(after, "all-gather", static_cast<double>(send.bytes()) * (size_ - 1));
 }
 
-Ticket PlanCommunicator::reduce_scatter(Stream&, const Tensor& send, const Tensor& recv) {
+Ticket PlanCommunicator::reduce_scatter(Stream& after, const Tensor& send, const Tensor& recv) {
   check_reduce_scatter(*this, send, recv);
-  return {};
+  return transfer(after, "reduce-scatter", static_cast<double>(recv.bytes()) * (size_ - 1));
 }
 
-Ticket PlanCommunicator::all_reduce(Stream&, const Tensor& data, Reduction) {
+Ticket PlanCommunicator::all_reduce(Stream& after, const Tensor& data, Reduction) {
   check_all_reduce(*this, data);
-  return {};
+  return transfer(after, "all-reduce", 2.0 * static_cast<double>(data.bytes()) * (size_ - 1) / size_);
+}
+
+Ticket PlanCommunicator::transfer(const Stream& after, const char* collective, double bytes) {
+  const OpTimer* timer = after.timer();
+  if (timer == nullptr || !timer->forecasts() || size_ == 1) return {};
+  busy_until_ = std::max(busy_until_, timer->clock()) + timer->transfer_seconds(collective, bytes);
+  return {{}, std::make_shared<double>(busy_until_)};
+}
+
+void PlanCommunicator::wait(Stream& stream, Ticket& ticket) {
+  if (ticket.pending) stream.timer()->wait_until(*static_cast<const double*>(ticket.pending.get()));
+  ticket = {};
 }
 
 }  // namespace lapidary

@@ -5,6 +5,7 @@
 
 #include "kernels/adamw_update.h"
 #include "kernels/check.h"
+#include "kernels/moment_codes.h"
 
 namespace lapidary {
 
@@ -16,6 +17,14 @@ bool is_float(DType type) {
   return type == DType::f32 || type == DType::bf16;
 }
 
+constexpr const char* kFirstMoment = "exp_avg";
+constexpr const char* kSecondMoment = "exp_avg_sq";
+
+/// A type that this part can be stored in and made of.
+bool is_moment(const std::string& part, DType type) {
+  return is_float(type) || (type == DType::u8 && (part == kFirstMoment || part == kSecondMoment));
+}
+
 /// The value's elements; `from` and `remainder` as in TensorRecipe.
 std::vector<float> read_values(CheckpointReader& reader, const TensorRecipe& recipe, std::int64_t begin,
                                std::int64_t count) {
@@ -23,6 +32,13 @@ std::vector<float> read_values(CheckpointReader& reader, const TensorRecipe& rec
   std::vector<float> values(n);
   if (recipe.from->dtype == DType::f32) {
     reader.read(*recipe.from, begin, count, values.data());
+    return values;
+  }
+  if (recipe.from->dtype == DType::u8) {
+    std::vector<std::uint8_t> codes(n);
+    reader.read(*recipe.from, begin, count, codes.data());
+    std::ranges::transform(codes, values.begin(),
+                           recipe.second_moment ? decode_second_moment : decode_first_moment);
     return values;
   }
   std::vector<bf16> upper(n);
@@ -56,6 +72,11 @@ void TensorRecipe::make(CheckpointReader& reader, std::int64_t begin, std::int64
     put<std::uint16_t>(values, to, [](float v) { return split_float(v).upper; });
   else if (form == Form::remainder)
     put<std::int16_t>(values, to, [](float v) { return split_float(v).rest; });
+  else if (dtype == DType::u8)
+    put<std::uint8_t>(values, to, [this](float v) {
+      constexpr std::uint32_t kNearest = 0x8000;
+      return second_moment ? encode_second_moment(v, kNearest) : encode_first_moment(v, kNearest);
+    });
   else if (dtype == DType::bf16)
     put<bf16>(values, to, [](float v) { return bf16(v); });
   else
@@ -66,7 +87,7 @@ std::optional<TensorRecipe> value_recipe(const CheckpointReader& reader, const s
   const auto* weight = reader.find(name, "weight");
   const auto* master = reader.find(name, "master");
   const auto* remainder = reader.find(name, "remainder");
-  TensorRecipe recipe{Form::value, DType::f32, weight, nullptr};
+  TensorRecipe recipe{Form::value, DType::f32, weight};
   if (master != nullptr && master->dtype == DType::f32)
     recipe.from = master;
   else if (weight != nullptr && weight->dtype == DType::bf16 && remainder != nullptr &&
@@ -80,14 +101,15 @@ std::optional<TensorRecipe> recipe_for(const CheckpointReader& reader, const Che
                                        const std::vector<std::string>& parts) {
   const auto* stored = reader.find(wanted.name, wanted.part);
   const auto as_stored = [&]() -> std::optional<TensorRecipe> {
-    return TensorRecipe{Form::stored, wanted.dtype, stored, nullptr};
+    return TensorRecipe{Form::stored, wanted.dtype, stored};
   };
   const bool same_type = stored != nullptr && stored->dtype == wanted.dtype;
   const bool is_weight = wanted.part == "weight";
   if (!is_weight && wanted.part != "master" && wanted.part != "remainder") {  // a moment
     if (same_type) return as_stored();
-    if (stored == nullptr || !is_float(stored->dtype) || !is_float(wanted.dtype)) return std::nullopt;
-    return TensorRecipe{Form::value, wanted.dtype, stored, nullptr};
+    if (stored == nullptr || !is_moment(wanted.part, stored->dtype) || !is_moment(wanted.part, wanted.dtype))
+      return std::nullopt;
+    return TensorRecipe{Form::moment, wanted.dtype, stored, nullptr, wanted.part == kSecondMoment};
   }
   const auto asked = [&](const char* part) {
     return std::find(parts.begin(), parts.end(), part) != parts.end();

@@ -18,11 +18,13 @@ struct TensorRecipe {
     value,      ///< the float32 value, rounded to nearest even where bf16 is asked for
     upper,      ///< bf16: the upper half of the split value (kernels/adamw_update.h)
     remainder,  ///< i16: its rest
+    moment,     ///< of AdamW, in f32, bf16 or one byte (kernels/moment_codes.h), rounded to nearest
   };
   Form form = Form::stored;
   DType dtype = DType::f32;                               ///< of the result
   const CheckpointManifest::Tensor* from = nullptr;       ///< f32 or bf16, or anything for `stored`
   const CheckpointManifest::Tensor* remainder = nullptr;  ///< i16, together with a bf16 `from`
+  bool second_moment = false;                             ///< of Form::moment: exp_avg_sq
 
   /// Elements [begin, begin + count) of the result.
   void make(CheckpointReader& reader, std::int64_t begin, std::int64_t count, void* to) const;

@@ -21,7 +21,9 @@ Optimizer::Optimizer(const ParameterTable& table, std::vector<ParameterShard*> u
   require(options.layout == OptimizerLayout::float32 || type == DType::bf16,
           "optimizer.state: this layout is made for bf16 weights, the weights are {}", name_of(type));
   const DType exact = type == DType::f64 ? DType::f64 : DType::f32;
-  const DType moments = options.layout == OptimizerLayout::float32 ? exact : DType::bf16;
+  const DType moments = options.layout == OptimizerLayout::float32  ? exact
+                        : options.layout == OptimizerLayout::float8 ? DType::u8
+                                                                    : DType::bf16;
   for (std::size_t i = 0; i < shards_.size(); ++i) {
     const std::int64_t n = shards_[i]->weight.numel();
     State s;

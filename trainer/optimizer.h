@@ -16,6 +16,7 @@ enum class OptimizerLayout : std::uint8_t {
   float32,  ///< float32 master (the weight itself where that is float32 or f64) and moments
   split,    ///< bf16 weight plus a 16-bit remainder that together are the float32 master; bf16 moments
   bf16,     ///< no master: weights and moments bf16, rounded stochastically
+  float8,   ///< no master: weights bf16, moments one byte (kernels/moment_codes.h), rounded stochastically
 };
 
 struct OptimizerOptions {

@@ -160,11 +160,14 @@ void add_optimizer(std::vector<Option>& table) {
            {.help = "largest norm of the whole gradient; 0: not clipped",
             .range = {0, 1e6},
             .others = {"grad_clip", "max_grad_norm", "clip", "gradient_clipping"}})
-      .row("state", word, &C::Optimizer::state,
-           {.help = "weights and moments a parameter keeps: float32 (16 bytes), split (bf16 weight and exact "
-                    "rest, "
-                    "bf16 moments: 10), bf16 (stochastic rounding, no master: 8), int8 (8-bit moments: 6)",
-            .words = {"float32", "split", "bf16", "int8"}})
+      .row(
+          "state", word, &C::Optimizer::state,
+          {.help =
+               "weights and moments a parameter keeps: float32 (16 bytes), split (bf16 weight and exact "
+               "rest, "
+               "bf16 moments: 10), bf16 (stochastic rounding, no master: 8), float8 (as bf16, moments in one "
+               "byte each: 6)",
+           .words = {"float32", "split", "bf16", "float8"}})
       .row("offload", boolean, &C::Optimizer::offload,
            {.help =
                 "keep moments, masters and remainders in host memory: the update reads and writes them over "

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <functional>
-#include <ostream>
 
 #include "kernels/check.h"
 
@@ -60,52 +58,6 @@ void check_fits_host(const MemoryPlan& plan, std::size_t available) {
           "optimizer.offload: {} of host memory are needed on each rank and {} are available; a leaner "
           "optimizer.state, more ranks or optimizer.offload: false need less",
           format_bytes(plan.offloaded), format_bytes(available));
-}
-
-void print_plan(const RunConfig& config, const std::vector<int>& ranks, int ranks_per_node, Device device,
-                std::size_t memory_limit, std::ostream& out) {
-  std::vector<MemoryPlan> plans;
-  RunSetup setup;
-  for (const int count : ranks) {
-    setup = make_run_setup(config, count, 0, std::min(count, ranks_per_node), true);
-    plans.push_back(make_plan(setup, device));
-  }
-  out << fmt::format("{} parameters ({} trained), {} layers, {} tokens a micro-batch, {} on {}\n",
-                     setup.table.stored_elements(), setup.table.trainable_elements(),
-                     setup.model.layers.size(), setup.options.model.capacity,
-                     name_of(setup.options.model.type), name_of(device));
-  const auto line = [&](const char* label, const std::function<std::string(const MemoryPlan&)>& value) {
-    out << fmt::format("{:<34}", label);
-    for (const MemoryPlan& p : plans) out << fmt::format(" {:>14}", value(p));
-    out << '\n';
-  };
-  const auto bytes = [&](const char* label, std::size_t MemoryPlan::*member) {
-    line(label, [member](const MemoryPlan& p) { return format_bytes(p.*member); });
-  };
-  line("bytes a rank, by number of ranks", [](const MemoryPlan& p) { return std::to_string(p.mesh.world); });
-  line("replicate x shard / vocabulary", [](const MemoryPlan& p) {
-    return fmt::format("{} x {} / {}", p.mesh.replicate(), p.mesh.shard, p.mesh.vocabulary);
-  });
-  bytes("weights", &MemoryPlan::weights);
-  bytes("gradients", &MemoryPlan::gradients);
-  bytes("optimizer state", &MemoryPlan::optimizer);
-  bytes("gathered weights and gradients", &MemoryPlan::gathered);
-  bytes("activations", &MemoryPlan::activations);
-  bytes("workspace", &MemoryPlan::workspace);
-  line("peak", [](const MemoryPlan& p) { return format_bytes(p.total()); });
-  bytes("optimizer state, host memory", &MemoryPlan::offloaded);
-  bytes("communication, host memory", &MemoryPlan::staging);
-  if (memory_limit > 0) {
-    line("fits", [&](const MemoryPlan& p) {
-      return p.total() <= memory_limit ? std::string("yes")
-                                       : "short " + format_bytes(p.total() - memory_limit);
-    });
-  }
-  const auto logits = static_cast<std::size_t>(setup.options.model.capacity) *
-                      static_cast<std::size_t>(setup.model.vocabulary);
-  out << fmt::format(
-      "The loss head's chunk takes at most {} (loss.scratch); whole logits would take {} in bf16.\n",
-      format_bytes(plans.back().loss_chunk), format_bytes(2 * logits));
 }
 
 }  // namespace lapidary

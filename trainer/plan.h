@@ -3,6 +3,7 @@
 #include <iosfwd>
 #include <vector>
 
+#include "trainer/rates.h"
 #include "trainer/run_setup.h"
 
 namespace lapidary {
@@ -23,10 +24,26 @@ struct MemoryPlan {
 /// Runs the model on a device that only counts.
 MemoryPlan make_plan(const RunSetup& setup, Device device);
 
-/// Makes and prints the table for several numbers of ranks; nothing is allocated. memory_limit (bytes a rank,
-/// 0: none): also says which do not fit.
-void print_plan(const RunConfig& config, const std::vector<int>& ranks, int ranks_per_node, Device device,
-                std::size_t memory_limit, std::ostream& out);
+struct PlanOptions {
+  std::vector<int> ranks{1, 2, 8, 64};
+  int ranks_per_node = 8;
+  std::size_t memory = 0;      ///< bytes of a rank's device; 0: not known
+  std::string card;            ///< whose rates a forecast uses: part of a device's name
+  std::vector<RateSet> rates;  ///< measured here; where they have none of the card, the built-in ones count
+};
+
+/// Makes and prints the table for several numbers of ranks; nothing is allocated. With the memory of a
+/// device: also what fits. With a card: also a step's time and rate.
+void print_plan(const RunConfig& config, const PlanOptions& options, Device device, std::ostream& out);
+
+/// Most packed rows of a micro-batch, or most tokens of its rows (a multiple of kRowStep), that `memory`
+/// bytes hold on each rank; 0 where not even the least fits.
+struct Room {
+  static constexpr std::int64_t kRowStep = 128;
+  std::int64_t rows = 0;        ///< of the configured length
+  std::int64_t row_length = 0;  ///< with the configured number of rows
+};
+Room find_room(const RunConfig& config, int ranks, int ranks_per_node, Device device, std::size_t memory);
 
 /// Throws Error with the sum spelled out where a plan does not fit into `available` bytes of `device` memory.
 void check_fits(const MemoryPlan& plan, std::size_t available, Device device);

@@ -37,7 +37,7 @@ enum class DeviceChoice : std::uint8_t { automatic, cpu, cuda };
 enum class Precision : std::uint8_t { bf16, float32 };
 enum class Overlong : std::uint8_t { error, skip };
 /// Layouts of weights and moments (architecture, decision 5): 16, 10, 8 and 6 bytes a parameter.
-enum class OptimizerState : std::uint8_t { float32, split, bf16, int8 };
+enum class OptimizerState : std::uint8_t { float32, split, bf16, float8 };
 enum class ScheduleKind : std::uint8_t { constant, linear, cosine };
 enum class FaultKind : std::uint8_t { none, throw_error, nan, kill, hang };
 

@@ -48,8 +48,9 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
     case OptimizerState::bf16:
       out.layout = OptimizerLayout::bf16;
       break;
-    case OptimizerState::int8:
-      fail("optimizer.state: int8 moments are not implemented; float32, split and bf16 are");
+    case OptimizerState::float8:
+      out.layout = OptimizerLayout::float8;
+      break;
   }
   require(out.layout == OptimizerLayout::float32 || config.run.precision == Precision::bf16,
           "optimizer.state: this layout is made for run.precision: bf16");

@@ -1,54 +1,22 @@
 #include "trainer/step_bench.h"
 
 #include <algorithm>
+#include <map>
 #include <ostream>
 
 #include "kernels/check.h"
 #include "kernels/op_timer.h"
-#include "kernels/philox.h"
 #include "model/weights.h"
 #include "trainer/flops.h"
 #include "trainer/plan.h"
 #include "trainer/product_tuning.h"
+#include "trainer/random_text.h"
+#include "trainer/rates.h"
+#include "trainer/step_work.h"
 
 namespace lapidary {
 
 namespace {
-
-/// Packed rows of random tokens, each row one document, every token with its successor as target.
-Batch random_text(const ModelConfig& model, std::int64_t rows, std::int64_t length, std::uint64_t seed,
-                  ImageAttention rule) {
-  Batch batch;
-  std::vector<std::int32_t> document;
-  const std::vector<std::int32_t> soft = model.soft_ids();
-  const auto ordinary = [&](std::int32_t id) {
-    return id != model.pad_id && std::ranges::find(soft, id) == soft.end();
-  };
-  for (std::int64_t t = 0; t < rows * length; ++t) {
-    const PhiloxBlock random = philox(seed, static_cast<std::uint64_t>(t), 0);
-    auto id = static_cast<std::int32_t>(random.word[0] % static_cast<std::uint32_t>(model.vocabulary));
-    while (!ordinary(id)) id = static_cast<std::int32_t>((id + 1) % model.vocabulary);
-    batch.ids.push_back(id);
-    batch.positions.push_back(static_cast<std::int32_t>(t % length));
-    document.push_back(static_cast<std::int32_t>(t / length));
-  }
-  for (std::int64_t t = 0; t < rows * length; ++t) {
-    const bool last = (t + 1) % length == 0;
-    batch.targets.push_back(last ? -1 : batch.ids[static_cast<std::size_t>(t + 1)]);
-  }
-  attention_intervals(document, std::vector<std::uint8_t>(document.size(), 0),
-                      static_cast<std::int32_t>(model.window), rule, batch.full, batch.sliding);
-  batch.rows = rows;
-  if (model.has_vision) {
-    batch.patches.dtype = DType::u8;
-    batch.patches.width = model.vision.patch_width();
-  }
-  if (model.has_audio) {
-    batch.frames.dtype = DType::i16;
-    batch.frames.width = model.audio.frame_width;
-  }
-  return batch;
-}
 
 class StepBench {
  public:
@@ -68,9 +36,7 @@ class StepBench {
     check_fits_host(plan_, cpu_backend().memory().free / static_cast<std::size_t>(place.ranks_per_node));
     instance_ =
         std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, backend_, plan_.sizes);
-    micro_ =
-        std::max<std::int64_t>(1, config.train.rows_per_step /
-                                      (config.train.rows_per_rank * static_cast<std::int64_t>(world.size())));
+    micro_ = micro_batches(config, world.size());
     batch_ =
         random_text(setup_.model, config.train.rows_per_rank, config.data.sequence_length,
                     static_cast<std::uint64_t>(config.run.seed + world.rank()), config.model.image_attention);
@@ -97,9 +63,7 @@ class StepBench {
 
   void step(std::int64_t number) {
     const double targets = static_cast<double>(batch_.target_tokens() * micro_ * world_.size());
-    instance_->begin_step();
-    for (std::int64_t i = 0; i < micro_; ++i) instance_->run_training(batch_, 1.0 / targets, i + 1 == micro_);
-    instance_->finish_step(config_.optimizer.lr, number);
+    run_step(*instance_, batch_, micro_, targets, config_.optimizer.lr, number);
   }
 
   /// The slowest rank's time between events around the step.
@@ -160,18 +124,47 @@ class StepBench {
     if (!leads()) return;
     const double whole = backend_.seconds_between(from, to);
     double rest = whole;
-    out_ << fmt::format("\n{:<52}{:>7}{:>11}{:>8}{:>10}\n", "operation (one step, events around each)",
-                        "calls", "ms", "share", "TFLOP/s");
-    const auto line = [&](const std::string& label, std::int64_t calls, double s, double flops) {
-      out_ << fmt::format("{:<52}{:>7}{:>11.3f}{:>7.2f}%", label, calls, s * 1e3, 100 * s / whole);
-      out_ << (flops > 0 ? fmt::format("{:>10.1f}\n", flops / s * 1e-12) : "\n");
+    out_ << fmt::format("\n{:<52}{:>7}{:>11}{:>8}{:>10}{:>9}\n", "operation (one step, events around each)",
+                        "calls", "ms", "share", "TFLOP/s", "GB/s");
+    const auto rate = [](double amount, double s, double unit) {
+      return amount > 0 ? fmt::format("{:.1f}", amount / s * unit) : std::string();
+    };
+    const auto line = [&](const OpWork& work, std::int64_t calls, double s) {
+      out_ << fmt::format("{:<52}{:>7}{:>11.3f}{:>7.2f}%{:>10}{:>9}\n", work.label, calls, s * 1e3,
+                          100 * s / whole, rate(work.flops, s, 1e-12), rate(work.bytes, s, 1e-9));
     };
     for (const OpTimer::Line& l : lines) {
-      line(l.label, l.count, l.seconds, l.flops);
+      line(l.work, l.count, l.seconds);
       rest -= l.seconds;
     }
-    line("between operations: waits for ranks, copies, launches", 0, rest, 0);
-    line("whole step", 1, whole, 0);
+    line({.label = "between operations: waits for ranks, copies, launches"}, 0, rest);
+    line({.label = "whole step"}, 1, whole);
+    if (!options_.rates.empty()) save(lines, rest);
+  }
+
+  /// Adds what the table says to the file of rates.
+  void save(const std::vector<OpTimer::Line>& lines, double rest) const {
+    RateSet out;
+    out.device = device_name(backend_.description());
+    out.type = name_of(setup_.options.model.type);
+    out.ranks = world_.size();
+    out.tokens = batch_.tokens();
+    out.source = fmt::format("bench step, {} ranks, {} tokens", out.ranks, out.tokens);
+    std::map<std::string, std::pair<double, double>> kinds;  // amount, seconds
+    double calls = 0;
+    for (const OpTimer::Line& l : lines) {
+      calls += static_cast<double>(l.count);
+      const bool over_bus = l.work.kind == "AdamW" && config_.optimizer.offload;
+      auto& [amount, seconds] = kinds[over_bus ? kRateOffloaded : l.work.kind];
+      amount += l.work.flops > 0 ? l.work.flops : l.work.bytes;
+      seconds += l.seconds;
+    }
+    for (const auto& [kind, sum] : kinds) {
+      if (sum.first > 0 && sum.second > 0) out.rates[kind] = sum.first / sum.second;
+    }
+    // With several ranks the rest of the step holds waits for them too, which a forecast finds by itself.
+    if (out.ranks == 1 && rest > 0) out.rates[kRateBetween] = calls / rest;
+    save_rates(options_.rates, out);
   }
 
   const RunConfig& config_;

@@ -13,6 +13,7 @@ struct StepBenchOptions {
   int warmup = 3;
   int steps = 10;       ///< timed, each with its update
   bool profile = true;  ///< one more step with an event around every operation
+  std::string rates{};  ///< a file that its rates are added to; empty: none
 };
 
 /// Trains on one repeated batch, so that its loss must fall, and prints every step, the median, memory

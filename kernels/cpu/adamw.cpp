@@ -2,6 +2,7 @@
 // written back, so that the forms need not be multiplied with each other in templates.
 #include "kernels/adamw_update.h"
 #include "kernels/cpu/element.h"
+#include "kernels/moment_codes.h"
 #include "kernels/shapes.h"
 
 namespace lapidary {
@@ -40,6 +41,22 @@ void write_stochastic(const F* from, const Tensor& t, std::int64_t begin, std::i
   bf16* to = t.as<bf16>() + begin;
   for (std::int64_t i = 0; i < n; ++i)
     to[i].bits = round_stochastic(static_cast<float>(from[i]), random[i].*field);
+}
+
+/// A moment in one byte, or as read() and write_stochastic() have it.
+template <class F, class Decode>
+void read_moment(const Tensor& t, std::int64_t begin, std::int64_t n, F* to, const Decode& decode) {
+  if (t.dtype() != DType::u8) return read(t, begin, n, to);
+  const std::uint8_t* from = t.as<std::uint8_t>() + begin;
+  for (std::int64_t i = 0; i < n; ++i) to[i] = static_cast<F>(decode(from[i]));
+}
+
+template <class F, class Encode>
+void write_moment(const F* from, const Tensor& t, std::int64_t begin, std::int64_t n,
+                  const RoundingBits* random, std::uint16_t RoundingBits::*field, const Encode& encode) {
+  if (t.dtype() != DType::u8) return write_stochastic(from, t, begin, n, random, field);
+  std::uint8_t* to = t.as<std::uint8_t>() + begin;
+  for (std::int64_t i = 0; i < n; ++i) to[i] = encode(static_cast<float>(from[i]), random[i].*field);
 }
 
 void draw(const AdamW& op, std::int64_t begin, std::int64_t n, RoundingBits* random) {
@@ -88,22 +105,25 @@ void update(const AdamW& op) {
   const AdamWFactors<F> factors = adamw_factors<F>(op);
   const F grad_factor = *op.grad_factor.as<F>();
   if (grad_factor == F{0}) return;  // the gradient is not finite
-  const bool random = op.m.dtype() == DType::bf16 || op.v.dtype() == DType::bf16 ||
-                      (op.param.dtype() == DType::bf16 && !op.master && !op.remainder);
+  const auto rounds = [](const Tensor& moment) {
+    return moment.dtype() == DType::bf16 || moment.dtype() == DType::u8;
+  };
+  const bool random =
+      rounds(op.m) || rounds(op.v) || (op.param.dtype() == DType::bf16 && !op.master && !op.remainder);
 #pragma omp parallel for schedule(static) if (count >= kParallelElements / 4)
   for (std::int64_t k = 0; k < pieces; ++k) {
     const std::int64_t begin = k * kPiece, n = std::min(kPiece, count - begin);
     Piece<F> piece;
     read_param(op, begin, n, piece.p);
-    read(op.m, begin, n, piece.m);
-    read(op.v, begin, n, piece.v);
+    read_moment(op.m, begin, n, piece.m, decode_first_moment);
+    read_moment(op.v, begin, n, piece.v, decode_second_moment);
     read(op.grad, begin, n, piece.g);
     for (std::int64_t i = 0; i < n; ++i)
       adamw_update(factors, piece.g[i] * grad_factor, piece.p[i], piece.m[i], piece.v[i]);
     if (random) draw(op, begin, n, piece.random);
     write_param(op, begin, n, piece);
-    write_stochastic(piece.m, op.m, begin, n, piece.random, &RoundingBits::m);
-    write_stochastic(piece.v, op.v, begin, n, piece.random, &RoundingBits::v);
+    write_moment(piece.m, op.m, begin, n, piece.random, &RoundingBits::m, encode_first_moment);
+    write_moment(piece.v, op.v, begin, n, piece.random, &RoundingBits::v, encode_second_moment);
   }
 }
 

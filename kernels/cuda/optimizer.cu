@@ -3,6 +3,7 @@
 #include "kernels/adamw_update.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/partials.h"
+#include "kernels/moment_codes.h"
 #include "kernels/ops.h"
 #include "kernels/shapes.h"
 
@@ -75,15 +76,56 @@ __device__ inline void store_floats(T* p, std::int64_t i, const float (&x)[W]) {
   }
 }
 
-template <class M, int W>
+template <int W>
+__device__ inline void store_rounded(Bf16* p, std::int64_t i, const float (&x)[W], const Bits<W>& random) {
+  Bits<W> bits;
+#pragma unroll
+  for (int w = 0; w < W; ++w) bits.at[w] = round_stochastic(x[w], random.at[w]);
+  bits.store(p, i);
+}
+
+enum class Moment { first, second };
+
+/// A moment's storage: float32, bf16 or one byte.
+template <Moment kMoment, class M, int W>
+__device__ inline void load_moment(const M* p, std::int64_t i, float (&x)[W]) {
+  if constexpr (!std::is_same_v<M, std::uint8_t>) {
+    load_floats(p, i, x);
+  } else {
+    static_assert(W == 1 || W == 8);
+    uint2 words{};
+    if constexpr (W == 8) {
+      words = *reinterpret_cast<const uint2*>(p + i);
+    } else {
+      words.x = p[i];
+    }
+#pragma unroll
+    for (int w = 0; w < W; ++w) {
+      const auto code = static_cast<std::uint8_t>((w < 4 ? words.x : words.y) >> (w % 4 * 8));
+      x[w] = kMoment == Moment::first ? decode_first_moment(code) : decode_second_moment(code);
+    }
+  }
+}
+
+template <Moment kMoment, class M, int W>
 __device__ inline void store_moment(M* p, std::int64_t i, const float (&x)[W], const Bits<W>& random) {
   if constexpr (std::is_same_v<M, float>) {
     store_floats(p, i, x);
+  } else if constexpr (!std::is_same_v<M, std::uint8_t>) {
+    store_rounded(p, i, x, random);
   } else {
-    Bits<W> bits;
+    uint2 words{};
 #pragma unroll
-    for (int w = 0; w < W; ++w) bits.at[w] = round_stochastic(x[w], random.at[w]);
-    bits.store(p, i);
+    for (int w = 0; w < W; ++w) {
+      const unsigned code = kMoment == Moment::first ? encode_first_moment(x[w], random.at[w])
+                                                     : encode_second_moment(x[w], random.at[w]);
+      (w < 4 ? words.x : words.y) |= code << (w % 4 * 8);
+    }
+    if constexpr (W == 8) {
+      *reinterpret_cast<uint2*>(p + i) = words;
+    } else {
+      p[i] = static_cast<std::uint8_t>(words.x);
+    }
   }
 }
 
@@ -121,7 +163,7 @@ __device__ inline void store_params(const AdamWData<M, G>& d, std::int64_t i, co
     upper.store(d.param, i);
     rest.store(d.remainder, i);
   } else {
-    store_moment(static_cast<Bf16*>(d.param), i, p, random);
+    store_rounded(static_cast<Bf16*>(d.param), i, p, random);
   }
 }
 
@@ -130,8 +172,8 @@ template <Master kMaster, int W, class M, class G>
 __device__ inline void update_pack(const AdamWData<M, G>& d, std::int64_t i, float factor) {
   float p[W], m[W], v[W], g[W];
   load_floats(d.grad, i, g);
-  load_floats(d.m, i, m);
-  load_floats(d.v, i, v);
+  load_moment<Moment::first>(d.m, i, m);
+  load_moment<Moment::second>(d.v, i, v);
   load_params<kMaster>(d, i, p);
   Bits<W> of_param{}, of_m{}, of_v{};
   RoundingBlocks random{};
@@ -147,8 +189,8 @@ __device__ inline void update_pack(const AdamWData<M, G>& d, std::int64_t i, flo
     const RoundingBits bits = rounding_bits(random, W == 1 ? index : static_cast<std::uint64_t>(w));
     of_param.at[w] = bits.param, of_m.at[w] = bits.m, of_v.at[w] = bits.v;
   }
-  store_moment(d.m, i, m, of_m);
-  store_moment(d.v, i, v, of_v);
+  store_moment<Moment::first>(d.m, i, m, of_m);
+  store_moment<Moment::second>(d.v, i, v, of_v);
   store_params<kMaster>(d, i, p, of_param);
 }
 
@@ -257,37 +299,52 @@ __global__ void clip_factor(const double* sums, int parts, double max_norm, doub
 
 }  // namespace
 
+namespace {
+
+template <class M, class G>
+void launch_adamw(Stream& stream, const AdamW& op) {
+  bool packs = op.first_index % kPack == 0;
+  for (const Tensor* x : {&op.param, &op.master, &op.remainder, &op.m, &op.v, &op.grad})
+    packs = packs && reinterpret_cast<std::uintptr_t>(x->data()) % 16 == 0;
+  const std::int64_t n = op.param.numel();
+  const AdamWData<M, G> data{op.param.data(),
+                             ptr_or_null<float>(op.master),
+                             ptr_or_null<std::int16_t>(op.remainder),
+                             ptr<M>(op.m),
+                             ptr<M>(op.v),
+                             ptr<G>(op.grad),
+                             ptr<float>(op.grad_factor),
+                             n,
+                             adamw_factors<float>(op),
+                             op.seed,
+                             static_cast<std::uint64_t>(op.step),
+                             static_cast<std::uint64_t>(op.first_index)};
+  const unsigned blocks = blocks_for(n / kPack + 2, kThreads);
+  const cudaStream_t native = cuda_stream(stream);
+  if constexpr (std::is_same_v<M, std::uint8_t>) {
+    adamw<Master::none, M, G><<<blocks, kThreads, 0, native>>>(data, packs);
+  } else {
+    with_master(master_of(op),
+                [&](auto kind) { adamw<kind(), M, G><<<blocks, kThreads, 0, native>>>(data, packs); });
+  }
+}
+
+}  // namespace
+
 void AdamW::cuda(Stream& stream) const {
   check(*this);
-  const std::int64_t n = param.numel();
   if (param.dtype() == DType::f64) refuse("AdamW", param.dtype());
   if (m.dtype() != v.dtype()) throw Error("AdamW: on the GPU both moments have one element type");
   if (param.dtype() == DType::f32 && master) throw Error("AdamW: float32 parameters take no master");
-  if (n == 0) return;
-  bool packs = first_index % kPack == 0;
-  for (const Tensor* x : {&param, &master, &remainder, &m, &v, &grad})
-    packs = packs && reinterpret_cast<std::uintptr_t>(x->data()) % 16 == 0;
-  with_float_type("AdamW", m.dtype(), [&](auto moment) {
-    with_float_type("AdamW", grad.dtype(), [&](auto gradient) {
-      using M = typename decltype(moment)::type;
-      using G = typename decltype(gradient)::type;
-      const AdamWData<M, G> data{param.data(),
-                                 ptr_or_null<float>(master),
-                                 ptr_or_null<std::int16_t>(remainder),
-                                 ptr<M>(m),
-                                 ptr<M>(v),
-                                 ptr<G>(grad),
-                                 ptr<float>(grad_factor),
-                                 n,
-                                 adamw_factors<float>(*this),
-                                 seed,
-                                 static_cast<std::uint64_t>(step),
-                                 static_cast<std::uint64_t>(first_index)};
-      with_master(master_of(*this), [&](auto kind) {
-        adamw<kind(), M, G>
-            <<<blocks_for(n / kPack + 2, kThreads), kThreads, 0, cuda_stream(stream)>>>(data, packs);
-      });
-    });
+  const bool bytes = m.dtype() == DType::u8;
+  if (bytes && master_of(*this) != Master::none)
+    throw Error("AdamW: on the GPU moments in one byte go with bf16 parameters without a master");
+  if (param.numel() == 0) return;
+  with_float_type("AdamW", grad.dtype(), [&](auto gradient) {
+    using G = typename decltype(gradient)::type;
+    if (bytes) return launch_adamw<std::uint8_t, G>(stream, *this);
+    with_float_type("AdamW", m.dtype(),
+                    [&](auto moment) { launch_adamw<typename decltype(moment)::type, G>(stream, *this); });
   });
   launched("AdamW");
 }

@@ -211,6 +211,7 @@ LAYOUTS = {  # of weights and optimizer, and how far losses may be off on anothe
     "float32": (["run.precision=bf16", "optimizer.state=float32"], BF16),
     "split": (["run.precision=bf16", "optimizer.state=split"], BF16),
     "bf16": (["run.precision=bf16", "optimizer.state=bf16"], BF16),
+    "float8": (["run.precision=bf16", "optimizer.state=float8"], BF16),
 }
 
 
@@ -249,7 +250,8 @@ def one_pair(runs, layout, shape, writers, readers):
 
 def elsewhere(runs):
     """A few pairs of rank counts; matrix has all. Then another layout, weights only, and a new run from a checkpoint."""
-    for layout, shape, writers, readers in (("split", "zero2", 1, 3), ("float32", "hybrid", 4, 2), ("bf16", "zero3", 2, 2)):
+    for layout, shape, writers, readers in (("split", "zero2", 1, 3), ("float32", "hybrid", 4, 2), ("bf16", "zero3", 2, 2),
+                                            ("float8", "zero2", 3, 2)):
         one_pair(runs, layout, shape, writers, readers)
     saved = f"{runs.folder}/split-zero2-1/checkpoints"
     wide = [*LAYOUTS["wide"][0], "train.rows_per_step=7", "validation.every=0", "schedule.warmup_steps=2"]
@@ -264,7 +266,7 @@ def elsewhere(runs):
 
 
 def matrix(runs):
-    """Every pair of rank counts, layout and mesh: 300 pairs, an hour and more. In an order that says something early."""
+    """Every pair of rank counts, layout and mesh: 375 pairs, an hour and more. In an order that says something early."""
     counts = (1, 2, 3, 4, 7)
     pairs = [(layout, shape, w, r) for layout in LAYOUTS for shape in ("zero3", "zero2", "hybrid") for w in counts for r in counts]
     random.Random(1).shuffle(pairs)

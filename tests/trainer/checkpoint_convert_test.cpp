@@ -6,6 +6,7 @@
 #include <map>
 
 #include "kernels/adamw_update.h"
+#include "kernels/moment_codes.h"
 #include "tests/trainer/checkpoint_fixture.h"
 
 namespace lapidary {
@@ -21,6 +22,8 @@ const std::vector<Part> kSplit = {{"weight", DType::bf16},
                                   {"exp_avg_sq", DType::bf16}};
 const std::vector<Part> kBf16 = {
     {"weight", DType::bf16}, {"exp_avg", DType::bf16}, {"exp_avg_sq", DType::bf16}};
+const std::vector<Part> kFloat8 = {
+    {"weight", DType::bf16}, {"exp_avg", DType::u8}, {"exp_avg_sq", DType::u8}};
 const std::vector<Part> kWide = {{"weight", DType::f32}, {"exp_avg", DType::f32}, {"exp_avg_sq", DType::f32}};
 
 /// The bytes of one tensor in every part of a layout.
@@ -71,6 +74,18 @@ std::vector<float> values(std::size_t count) {
   return out;
 }
 
+constexpr std::uint32_t kNearest = 0x8000;
+
+/// What a layout's moment makes of a value.
+float kept(const std::vector<Part>& layout, std::string_view moment, float v) {
+  const DType type =
+      std::ranges::find_if(layout, [&](const Part& part) { return moment == part.first; })->second;
+  if (type == DType::f32) return v;
+  if (type == DType::bf16) return static_cast<float>(bf16(v));
+  return moment == "exp_avg" ? decode_first_moment(encode_first_moment(v, kNearest))
+                             : decode_second_moment(encode_second_moment(v, kNearest));
+}
+
 class CheckpointConvert : public testing::Test {
  protected:
   /// A checkpoint as the optimizer would leave it, in this layout.
@@ -87,10 +102,15 @@ class CheckpointConvert : public testing::Test {
       else
         state.as<bf16>("weight")[i] = bf16(v);
       for (const char* moment : {"exp_avg", "exp_avg_sq"}) {
-        if (state.bytes(moment).size() == 4 * value_.size())
+        const std::size_t size = state.bytes(moment).size() / value_.size();
+        if (size == 4)
           state.as<float>(moment)[i] = v;
-        else
+        else if (size == 2)
           state.as<bf16>(moment)[i] = bf16(v);
+        else
+          state.as<std::uint8_t>(moment)[i] = std::string_view(moment) == "exp_avg"
+                                                  ? encode_first_moment(v, kNearest)
+                                                  : encode_second_moment(v, kNearest);
       }
     }
     return open_checkpoint(write_checkpoint(folder_.path(), step, state.tensors(), "{}", alone_), alone_);
@@ -108,14 +128,14 @@ class CheckpointConvert : public testing::Test {
 };
 
 TEST_F(CheckpointConvert, EveryLayoutFromEveryOther) {
-  const std::vector<std::vector<Part>> layouts = {kFloat32, kSplit, kBf16, kWide};
+  const std::vector<std::vector<Part>> layouts = {kFloat32, kSplit, kBf16, kFloat8, kWide};
   std::int64_t step = 0;
   for (const auto& from : layouts) {
     const Checkpoint checkpoint = save(from, ++step);
     for (const auto& to : layouts) {
       SCOPED_TRACE(fmt::format("{} parts to {} parts, {}", from.size(), to.size(), step));
       State state = load(checkpoint, to);
-      const bool exact = from != kBf16;
+      const bool exact = from != kBf16 && from != kFloat8;
       for (std::size_t i = 0; i < value_.size(); ++i) {
         const float v = exact ? value_[i] : static_cast<float>(bf16(value_[i]));
         const bf16 near(v);
@@ -134,16 +154,23 @@ TEST_F(CheckpointConvert, EveryLayoutFromEveryOther) {
           ASSERT_EQ(state.as<bf16>("weight")[i].bits, near.bits) << i;
         }
         // A bf16 run takes the bf16 weight that was stored, whichever way it was rounded.
-        if (to == kBf16) {
+        if (to == kBf16 || to == kFloat8) {
           const std::uint16_t bits = state.as<bf16>("weight")[i].bits;
           ASSERT_TRUE(bits == near.bits || (from == kSplit && bits == split_float(v).upper)) << i;
         }
-        const bool narrow = from == kSplit || from == kBf16;
-        if (to == kFloat32 || to == kWide) {
-          const float moment = narrow ? static_cast<float>(bf16(value_[i])) : value_[i];
-          ASSERT_EQ(float_bits(state.as<float>("exp_avg")[i]), float_bits(moment)) << i;
-        } else {
-          ASSERT_EQ(state.as<bf16>("exp_avg_sq")[i].bits, bf16(value_[i]).bits) << i;
+        for (const char* part : {"exp_avg", "exp_avg_sq"}) {
+          const float moment = kept(to, part, kept(from, part, value_[i]));
+          if (to == kFloat32 || to == kWide) {
+            ASSERT_EQ(float_bits(state.as<float>(part)[i]), float_bits(moment)) << i;
+          } else if (to != kFloat8) {
+            ASSERT_EQ(state.as<bf16>(part)[i].bits, bf16(moment).bits) << i;
+          } else {
+            const std::uint8_t code = state.as<std::uint8_t>(part)[i];
+            ASSERT_EQ(float_bits(std::string_view(part) == "exp_avg" ? decode_first_moment(code)
+                                                                     : decode_second_moment(code)),
+                      float_bits(moment))
+                << i;
+          }
         }
       }
     }

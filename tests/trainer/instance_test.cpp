@@ -138,6 +138,48 @@ TEST_F(InstanceTest, GradientsAreTheSlopesOfTheLoss) {
   EXPECT_NEAR((above - below) / (2 * h), slope, 1e-5 * std::abs(slope));
 }
 
+TEST_F(InstanceTest, OptimizerStateTakesTheBytesOfItsLayout) {
+  use(DType::bf16);
+  double elements = 0;
+  for (const ParameterShard* shard : make()->shards()) elements += static_cast<double>(shard->weight.numel());
+  const auto state = [&](OptimizerLayout layout) {
+    options_.optimizer->layout = layout;
+    return static_cast<double>(plan_memory(config_, table_, options_, mesh_.shape, Device::cpu).state);
+  };
+  const double lean = state(OptimizerLayout::float8);  // two moments of a byte
+  const double rounding = 4.0 * 256 * static_cast<double>(table_.unit_names.size() + 1);
+  EXPECT_NEAR(state(OptimizerLayout::bf16) - lean, 2 * elements, rounding);
+  EXPECT_NEAR(state(OptimizerLayout::split) - lean, 4 * elements, rounding);
+  EXPECT_NEAR(state(OptimizerLayout::float32) - lean, 10 * elements, rounding);
+}
+
+// The same run with every layout of the optimizer's state: what is kept in fewer bits may not change how the
+// loss falls. On one batch, from 5.6 to below 3 in 30 steps.
+TEST_F(InstanceTest, EveryOptimizerLayoutLearnsAlike) {
+  use(DType::bf16);
+  std::vector<double> exact;
+  for (const auto layout :
+       {OptimizerLayout::float32, OptimizerLayout::split, OptimizerLayout::bf16, OptimizerLayout::float8}) {
+    options_.optimizer->layout = layout;
+    const auto instance = make();
+    const Batch b = batch(48);
+    const double targets =
+        world_.all_reduce(static_cast<double>(b.target_tokens()), HostGroup::Reduce::sum, "test");
+    std::vector<double> losses;
+    for (int step = 1; step <= 30; ++step) {
+      instance->begin_step();
+      instance->run_training(b, 1.0 / targets, true);
+      instance->finish_step(3e-3, step);
+      losses.push_back(
+          world_.all_reduce(instance->read_totals()[kTotalLoss], HostGroup::Reduce::sum, "test") / targets);
+    }
+    if (exact.empty()) exact = losses;
+    EXPECT_LT(losses.back(), 0.6 * losses.front());
+    for (std::size_t i = 0; i < losses.size(); ++i)
+      EXPECT_NEAR(losses[i], exact[i], 0.03 * exact[i]) << static_cast<int>(layout) << ", step " << i + 1;
+  }
+}
+
 TEST_F(InstanceTest, ARankWithoutTokensTakesPart) {
   const auto instance = make();
   const bool idle = world_.rank() + 1 == world_.size() && world_.size() > 1;
