@@ -222,12 +222,12 @@ TEST_F(CheckpointKill, AtRandomPoints) {
 }
 
 TEST_F(CheckpointKill, AtRandomMoments) {
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < 100; ++i) {
     run_and_kill({}, "at a random moment");
     if (HasFatalFailure()) return;
   }
   EXPECT_GT(acknowledged(folder_.path()), 20);
-  expect_all_phases(10);
+  expect_all_phases(5);
 }
 
 // -- over ranks: this program once more, under mpirun
@@ -317,7 +317,7 @@ class CheckpointKillRanks : public CheckpointKill {
 
 TEST_F(CheckpointKillRanks, AnyRankAtAnyMoment) {
   // On a loaded machine ranks are killed before they save much: go on until enough was saved to be lost.
-  constexpr int kSaves = 20;
+  constexpr int kSaves = 10;
   const int wanted = kills(20);
   for (int i = 0; i < wanted || (acknowledged(folder_.path()) <= kSaves && i < 3 * wanted); ++i) {
     strike(2 + i % 3, static_cast<Phase>(sweeping + i % 4), SIGKILL);
