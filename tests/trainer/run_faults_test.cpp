@@ -57,7 +57,7 @@ class RunFaults : public testing::Test {
   void expect_words(int code, const std::string& message, const std::string& console) {
     ASSERT_TRUE(code == 0 || code == static_cast<int>(ExitCode::peer_lost)) << code << ": " << message << "\n"
                                                                             << console;
-    const std::string run = runs_.folder_of("run") + "/";
+    const std::string run = runs_.folder_of("run");
     ASSERT_TRUE(message.empty() || (code != 0 && contains(message, run))) << message;
     std::istringstream lines(console);
     for (std::string line; std::getline(lines, line);)
