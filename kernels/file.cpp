@@ -137,6 +137,19 @@ void sync_directory(const std::string& path) {
     fail_with_errno("cannot write back (fsync) directory", path, error_number);
 }
 
+void create_directories(const std::string& path) {
+  std::error_code ignored;
+  if (path.empty() || std::filesystem::is_directory(path, ignored)) return;
+  const std::string parent = std::filesystem::path(path).parent_path();
+  if (parent != path) create_directories(parent);
+  if (::mkdir(path.c_str(), 0777) != 0) {
+    const int error_number = errno;
+    if (std::filesystem::is_directory(path, ignored)) return;  // "a/" after "a", or somebody was faster
+    fail_with_errno("cannot create folder", path, error_number == EEXIST ? ENOTDIR : error_number);
+  }
+  sync_directory(parent);
+}
+
 std::string read_text_file(const std::string& path, std::int64_t limit) {
   const File file = File::open_to_read(path);
   const std::int64_t size = file.size();
@@ -157,6 +170,14 @@ void publish(const std::string& from, const std::string& to) {
   if (::rename(from.c_str(), to.c_str()) != 0)
     fail_with_errno(fmt::format("cannot rename {} to", from), to, errno);
   sync_directory(std::filesystem::path(to).parent_path());
+}
+
+void publish_text_file(const std::string& path, std::string_view text) {
+  const std::string unfinished = path + ".new";  // perhaps there already, of a program that was killed
+  if (::unlink(unfinished.c_str()) != 0 && errno != ENOENT)
+    fail_with_errno("cannot remove", unfinished, errno);
+  write_new_text_file(unfinished, text);
+  publish(unfinished, path);
 }
 
 void publish_new(const std::string& from, const std::string& to) {

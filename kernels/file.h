@@ -45,6 +45,10 @@ class File {
 /// fsync of a directory: makes the names in it survive a crash.
 void sync_directory(const std::string& path);
 
+/// A directory and those above it that are missing; the names of new ones survive a crash. Nothing to do
+/// where it is there.
+void create_directories(const std::string& path);
+
 /// The whole file; Error if it is larger than `limit` bytes.
 std::string read_text_file(const std::string& path, std::int64_t limit);
 
@@ -54,7 +58,11 @@ void write_new_text_file(const std::string& path, std::string_view text);
 /// rename(2) and fsync of the directory that holds `to`. A file at `to` is replaced.
 void publish(const std::string& from, const std::string& to);
 
-/// The same where nothing may be replaced: Error if there is anything at `to`.
+/// Replaces the file at `path`, or makes it: readers see the old text or the new one, also after a crash.
+/// What is unfinished is called <path>.new.
+void publish_text_file(const std::string& path, std::string_view text);
+
+/// The same as publish() where nothing may be replaced: Error if there is anything at `to`.
 void publish_new(const std::string& from, const std::string& to);
 
 /// Throws Error "<verb> <path>: <what the error number means>" with the exit code described at File.

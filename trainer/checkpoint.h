@@ -64,9 +64,10 @@ struct CheckpointWriteOptions {
 /// slices, together every element of every tensor exactly once. `state_json`: a JSON object with everything
 /// else the next step depends on; rank 0's is stored. The host memory must not change meanwhile. If anything
 /// fails on any rank, every rank throws: nothing is published, what was written is removed, earlier
-/// checkpoints are as they were. Where a rank did not answer, the code is ExitCode::peer_lost and the group
-/// is unusable; otherwise training may go on and save again. A step that is already there is never
-/// overwritten: Error.
+/// checkpoints are as they were. (One exception: where the sync of the rename itself fails, the checkpoint is
+/// there and whole, but may not survive a power cut.) Where a rank did not answer, the code is
+/// ExitCode::peer_lost and the group is unusable; otherwise training may go on and save again. A step that is
+/// already there is never overwritten: Error.
 std::string write_checkpoint(const std::string& directory, std::int64_t step,
                              const std::vector<CheckpointTensor>& tensors, const std::string& state_json,
                              HostGroup& group, const CheckpointWriteOptions& options = {});
@@ -93,7 +94,8 @@ struct Checkpoint {
 /// Collective. The newest checkpoint of a directory ("step-<digits>" only), or nothing where there is none.
 /// Rank 0 chooses and tells the others, which do not list directories (network file systems show them late);
 /// the ranks share the work of comparing checksums. A damaged one is an Error that names the file, unless
-/// `fall_back`: then it is passed over; Error if none is left.
+/// `fall_back`: then it is passed over; Error if none is left. A device that cannot read is always an Error,
+/// with ExitCode::peer_lost: it says nothing about the file.
 std::optional<Checkpoint> find_newest_checkpoint(const std::string& directory, bool fall_back,
                                                  HostGroup& group);
 
@@ -115,6 +117,18 @@ struct CheckpointReadOptions {
 /// misshapen and mistyped tensors are an Error that lists them.
 void read_checkpoint(const Checkpoint& checkpoint, const std::vector<CheckpointTensor>& tensors,
                      HostGroup& group, const CheckpointReadOptions& options = {});
+
+/// open_checkpoint() and read_checkpoint() in one pass: a file is compared with its checksum while its values
+/// are read, so most ranks read every byte once. After an Error the slices hold nothing to use.
+Checkpoint restore_checkpoint(const std::string& path, const std::vector<CheckpointTensor>& tensors,
+                              HostGroup& group, const CheckpointReadOptions& options = {});
+
+/// The same with find_newest_checkpoint(): where a checkpoint turns out to be damaged, the one before is read
+/// over it.
+std::optional<Checkpoint> restore_newest_checkpoint(const std::string& directory, bool fall_back,
+                                                    const std::vector<CheckpointTensor>& tensors,
+                                                    HostGroup& group,
+                                                    const CheckpointReadOptions& options = {});
 
 /// What `lapidary checkpoint inspect` prints: step, origin, files, state, parts and (details) tensors. Reads
 /// the manifest only and checks that against its own checksum.

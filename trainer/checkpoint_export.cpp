@@ -334,7 +334,7 @@ void export_checkpoint(const Checkpoint& checkpoint, const std::string& folder, 
     plan = make_plan(checkpoint, options);
     if (!first) return;
     require(!fs::exists(fs::symlink_status(target)), "{} exists already; nothing is overwritten", folder);
-    fs::create_directories(target.parent_path());
+    create_directories(target.parent_path());
     fs::remove_all(hidden);  // of an export that was killed
     std::int64_t bytes = 0;
     for (const PlannedFile& file : plan.files) bytes += file.bytes();

@@ -1,10 +1,9 @@
 // Finding a checkpoint that is whole, and reading any part of it on any number of ranks. HDF5 takes no part:
-// the manifest says where the bytes are, and only files that match their checksum are read.
+// the manifest says where the bytes are, and nothing is believed whose file does not match its checksum.
 #include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
-#include <tuple>
 #include <utility>
 
 #include "kernels/check.h"
@@ -19,10 +18,32 @@ namespace {
 
 using Manifest = CheckpointManifest;
 
-void compare_checksum(const std::string& path, const Manifest::File& file) {
-  const std::string name = fmt::format("{}/{}", path, file.name);
-  const std::string found = checksum_of_file(name);
-  require(found == file.checksum, "{}: damaged: checksum {}, expected {}", name, found, file.checksum);
+/// The error of a checkpoint that is not what was written: the one before may be used instead.
+class Damage : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Runs `look`, whose errors mean damage. A device or a rank that fails says nothing about a file: to go on
+/// from an older checkpoint because of that would lose work.
+template <class F>
+auto finding_damage(const HostGroup& group, F&& look) {
+  try {
+    return look();
+  } catch (const Error& e) {
+    if (!group.usable() || e.code() != ExitCode::bad_input) throw;
+    throw Damage(e.what());
+  }
+}
+
+/// The files whose checksums are this rank's work: where as many ranks read as wrote, its own part.
+std::vector<std::size_t> files_to_hash(const Manifest& manifest, const HostGroup& group) {
+  const std::size_t shards = static_cast<std::size_t>(std::max(manifest.ranks, 1)),
+                    ranks = static_cast<std::size_t>(group.size());
+  std::vector<std::size_t> mine;
+  for (std::size_t i = 0; i < manifest.files.size(); ++i)
+    if (std::min(i * ranks / shards, ranks - 1) == static_cast<std::size_t>(group.rank())) mine.push_back(i);
+  return mine;
 }
 
 constexpr std::int64_t kPiece = 1 << 20;  // elements made at a time
@@ -31,6 +52,14 @@ constexpr std::int64_t kPiece = 1 << 20;  // elements made at a time
 struct Order {
   const CheckpointTensor* wanted = nullptr;
   TensorRecipe recipe;
+
+  /// Where the first value that this rank needs is stored: file and byte.
+  std::pair<int, std::int64_t> place() const {
+    const std::int64_t first = wanted->slices.empty() ? 0 : wanted->slices.front().begin;
+    const auto slice = std::find_if(recipe.from->slices.begin(), recipe.from->slices.end(),
+                                    [&](const Manifest::Slice& s) { return first < s.begin + s.count; });
+    return {slice->file, slice->offset};
+  }
 };
 
 /// Why the checkpoint cannot fill `wanted`; empty: it can, by `recipe`.
@@ -114,53 +143,10 @@ void refuse_superfluous(const Checkpoint& checkpoint, std::vector<std::int64_t> 
   fail_with_list(checkpoint.path, std::move(problems));
 }
 
-}  // namespace
-
-Checkpoint open_checkpoint(const std::string& path, HostGroup& group) {
-  Checkpoint checkpoint{path, {}, {}};
-  std::string text;
-  group.all_or_error("checkpoint: manifest", [&] {
-    if (group.rank() == 0) text = to_text(read_manifest(path));
-  });
-  text = group.broadcast(std::move(text), 0, "checkpoint: manifest");
-  checkpoint.manifest = parse_manifest(text, path);
-  group.all_or_error("checkpoint: checksums", [&] {
-    const auto& files = checkpoint.manifest.files;
-    for (auto i = static_cast<std::size_t>(group.rank()); i < files.size();
-         i += static_cast<std::size_t>(group.size()))
-      compare_checksum(path, files[i]);
-  });
-  return checkpoint;
-}
-
-std::optional<Checkpoint> find_newest_checkpoint(const std::string& directory, bool fall_back,
-                                                 HostGroup& group) {
-  std::string listed;
-  group.all_or_error("checkpoint: list", [&] {
-    if (group.rank() == 0) listed = nlohmann::json(published_steps(directory)).dump();
-  });
-  const auto steps = nlohmann::json::parse(group.broadcast(std::move(listed), 0, "checkpoint: list"))
-                         .get<std::vector<std::int64_t>>();
-  std::vector<Checkpoint::Damaged> passed_over;
-  for (const std::int64_t step : steps) {
-    try {
-      Checkpoint checkpoint = open_checkpoint(fmt::format("{}/{}", directory, checkpoint_name(step)), group);
-      checkpoint.passed_over = std::move(passed_over);
-      return checkpoint;
-    } catch (const Error& e) {
-      if (!group.usable() || !fall_back) throw;
-      passed_over.push_back({step, e.what()});
-    }
-  }
-  if (passed_over.empty()) return std::nullopt;
-  std::string messages;
-  for (const Checkpoint::Damaged& one : passed_over) messages += "\n  " + one.message;
-  fail("{}: every checkpoint is damaged:{}", directory, messages);
-}
-
-void read_checkpoint(const Checkpoint& checkpoint, const std::vector<CheckpointTensor>& tensors,
-                     HostGroup& group, const CheckpointReadOptions& options) {
-  CheckpointReader reader(checkpoint);
+/// What each tensor is made of; Error where something does not fit. Collective.
+std::vector<Order> make_orders(const CheckpointReader& reader, const std::vector<CheckpointTensor>& tensors,
+                               bool may_convert, HostGroup& group) {
+  const Checkpoint& checkpoint = reader.checkpoint();
   std::map<std::string, std::vector<std::string>> parts;  // asked for under each name
   for (const CheckpointTensor& wanted : tensors) parts[wanted.name].push_back(wanted.part);
   std::vector<std::int64_t> asked(checkpoint.manifest.tensors.size(), 0);
@@ -170,7 +156,7 @@ void read_checkpoint(const Checkpoint& checkpoint, const std::vector<CheckpointT
     std::vector<std::string> problems;
     for (const CheckpointTensor& wanted : tensors) {
       Order order{&wanted, {}};
-      const std::string problem = mismatch(reader, wanted, parts[wanted.name], options.convert, order.recipe);
+      const std::string problem = mismatch(reader, wanted, parts[wanted.name], may_convert, order.recipe);
       if (const std::int64_t at = reader.index_of(wanted.name, wanted.part); at >= 0)
         asked[static_cast<std::size_t>(at)] = 1;
       if (problem.empty())
@@ -181,14 +167,103 @@ void read_checkpoint(const Checkpoint& checkpoint, const std::vector<CheckpointT
     fail_with_list(checkpoint.path, std::move(problems));
   });
   refuse_superfluous(checkpoint, std::move(asked), group);
+  // In the order of the files, so that the disk reads forward.
+  std::sort(orders.begin(), orders.end(),
+            [](const Order& a, const Order& b) { return a.place() < b.place(); });
+  return orders;
+}
+
+void fill_all(CheckpointReader& reader, const std::vector<Order>& orders, HostGroup& group,
+              const CheckpointReadOptions& options) {
   group.all_or_error("checkpoint: reading", [&] {
-    // In the order of the files, so that the disk reads forward.
-    std::sort(orders.begin(), orders.end(), [](const Order& a, const Order& b) {
-      const Manifest::Slice &x = a.recipe.from->slices.front(), &y = b.recipe.from->slices.front();
-      return std::tie(x.file, x.offset) < std::tie(y.file, y.offset);
-    });
     std::vector<char> buffer;
     for (const Order& order : orders) fill(reader, order, options, buffer);
+  });
+}
+
+/// Manifest and sizes of all files are right. Collective.
+Checkpoint open_manifest(const std::string& path, HostGroup& group) {
+  Checkpoint checkpoint{path, {}, {}};
+  std::string text;
+  group.all_or_error("checkpoint: manifest", [&] {
+    if (group.rank() == 0) text = to_text(read_manifest(path));
+  });
+  text = group.broadcast(std::move(text), 0, "checkpoint: manifest");
+  checkpoint.manifest = parse_manifest(text, path);
+  return checkpoint;
+}
+
+/// The first, from the newest on, in which `open` finds no damage.
+template <class F>
+std::optional<Checkpoint> newest_sound(const std::string& directory, bool fall_back, HostGroup& group,
+                                       const F& open) {
+  std::string listed;
+  group.all_or_error("checkpoint: list", [&] {
+    if (group.rank() == 0) listed = nlohmann::json(published_steps(directory)).dump();
+  });
+  const auto steps = nlohmann::json::parse(group.broadcast(std::move(listed), 0, "checkpoint: list"))
+                         .get<std::vector<std::int64_t>>();
+  std::vector<Checkpoint::Damaged> passed_over;
+  for (const std::int64_t step : steps) {
+    try {
+      Checkpoint checkpoint = open(fmt::format("{}/{}", directory, checkpoint_name(step)));
+      checkpoint.passed_over = std::move(passed_over);
+      return checkpoint;
+    } catch (const Damage& e) {
+      if (!fall_back) throw;
+      passed_over.push_back({step, e.what()});
+    }
+  }
+  if (passed_over.empty()) return std::nullopt;
+  std::string messages;
+  for (const Checkpoint::Damaged& one : passed_over) messages += "\n  " + one.message;
+  fail("{}: every checkpoint is damaged:{}", directory, messages);
+}
+
+}  // namespace
+
+Checkpoint open_checkpoint(const std::string& path, HostGroup& group) {
+  return finding_damage(group, [&] {
+    Checkpoint checkpoint = open_manifest(path, group);
+    group.all_or_error("checkpoint: checksums", [&] {
+      for (const std::size_t i : files_to_hash(checkpoint.manifest, group)) {
+        const Manifest::File& file = checkpoint.manifest.files[i];
+        compare_checksum(checksum_of_file(fmt::format("{}/{}", path, file.name)), path, file);
+      }
+    });
+    return checkpoint;
+  });
+}
+
+std::optional<Checkpoint> find_newest_checkpoint(const std::string& directory, bool fall_back,
+                                                 HostGroup& group) {
+  return newest_sound(directory, fall_back, group,
+                      [&](const std::string& path) { return open_checkpoint(path, group); });
+}
+
+void read_checkpoint(const Checkpoint& checkpoint, const std::vector<CheckpointTensor>& tensors,
+                     HostGroup& group, const CheckpointReadOptions& options) {
+  CheckpointReader reader(checkpoint);
+  fill_all(reader, make_orders(reader, tensors, options.convert, group), group, options);
+}
+
+Checkpoint restore_checkpoint(const std::string& path, const std::vector<CheckpointTensor>& tensors,
+                              HostGroup& group, const CheckpointReadOptions& options) {
+  Checkpoint checkpoint = finding_damage(group, [&] { return open_manifest(path, group); });
+  CheckpointReader reader(checkpoint);
+  const std::vector<Order> orders = make_orders(reader, tensors, options.convert, group);
+  group.all_or_error("checkpoint: files", [&] { reader.hash(files_to_hash(checkpoint.manifest, group)); });
+  fill_all(reader, orders, group, options);
+  finding_damage(group,
+                 [&] { group.all_or_error("checkpoint: checksums", [&] { reader.compare_checksums(); }); });
+  return checkpoint;
+}
+
+std::optional<Checkpoint> restore_newest_checkpoint(const std::string& directory, bool fall_back,
+                                                    const std::vector<CheckpointTensor>& tensors,
+                                                    HostGroup& group, const CheckpointReadOptions& options) {
+  return newest_sound(directory, fall_back, group, [&](const std::string& path) {
+    return restore_checkpoint(path, tensors, group, options);
   });
 }
 

@@ -36,15 +36,51 @@ void CheckpointReader::read(const CheckpointManifest::Tensor& tensor, std::int64
   auto* out = static_cast<char*>(to);
   for (std::int64_t at = begin, end = begin + count; at < end; ++from) {
     const std::int64_t n = std::min(end, from->begin + from->count) - at;
-    File& file = files_[from->file];
-    if (file.path().empty()) {
-      const auto& name = checkpoint_->manifest.files[static_cast<std::size_t>(from->file)].name;
-      file = File::open_to_read(fmt::format("{}/{}", checkpoint_->path, name));
-    }
-    file.read_at(out, static_cast<std::size_t>(n * size), from->offset + (at - from->begin) * size);
+    open(static_cast<std::size_t>(from->file)).read(out, n * size, from->offset + (at - from->begin) * size);
     out += n * size;
     at += n;
   }
+}
+
+CheckpointReader::OpenFile& CheckpointReader::open(std::size_t number) {
+  OpenFile& open = files_[number];
+  if (open.file.path().empty())
+    open.file =
+        File::open_to_read(fmt::format("{}/{}", checkpoint_->path, checkpoint_->manifest.files[number].name));
+  return open;
+}
+
+void CheckpointReader::OpenFile::read(void* to, std::int64_t bytes, std::int64_t offset) {
+  if (checksum && offset > hashed) hash_until(offset);
+  file.read_at(to, static_cast<std::size_t>(bytes), offset);
+  const std::int64_t end = offset + bytes;
+  if (!checksum || end <= hashed) return;
+  checksum->add(static_cast<const char*>(to) + (hashed - offset), static_cast<std::size_t>(end - hashed));
+  hashed = end;
+}
+
+void CheckpointReader::OpenFile::hash_until(std::int64_t end) {
+  constexpr std::int64_t kPiece = 4 << 20;
+  std::vector<char> piece(static_cast<std::size_t>(std::min(kPiece, end - hashed)));
+  while (hashed < end) read(piece.data(), std::min(kPiece, end - hashed), hashed);
+}
+
+void CheckpointReader::hash(const std::vector<std::size_t>& files) {
+  for (const std::size_t number : files) open(number).checksum.emplace();
+}
+
+void CheckpointReader::compare_checksums() {
+  for (auto& [number, open] : files_) {
+    if (!open.checksum) continue;
+    open.hash_until(open.file.size());
+    compare_checksum(open.checksum->hex(), checkpoint_->path, checkpoint_->manifest.files[number]);
+  }
+}
+
+void compare_checksum(const std::string& found, const std::string& path,
+                      const CheckpointManifest::File& expected) {
+  require(found == expected.checksum, "{}/{}: damaged: checksum {}, expected {}", path, expected.name, found,
+          expected.checksum);
 }
 
 }  // namespace lapidary

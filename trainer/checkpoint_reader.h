@@ -3,9 +3,12 @@
 #pragma once
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "kernels/checksum.h"
 #include "kernels/file.h"
 #include "trainer/checkpoint.h"
 
@@ -25,10 +28,29 @@ class CheckpointReader {
   /// Elements [begin, begin + count), row-major, as they are stored. Error where a file ends too early.
   void read(const CheckpointManifest::Tensor& tensor, std::int64_t begin, std::int64_t count, void* to);
 
+  /// From now on these files (numbers in the manifest's list) are hashed while they are read, forward reads
+  /// for nothing: what lies between two of them is read as well. Nothing of them has been read yet.
+  void hash(const std::vector<std::size_t>& files);
+  /// Reads what is left of those files. Error naming the first whose checksum is not the manifest's.
+  void compare_checksums();
+
  private:
+  struct OpenFile {
+    File file;
+    std::optional<Checksum> checksum;
+    std::int64_t hashed = 0;  ///< bytes from the beginning
+    void read(void* to, std::int64_t bytes, std::int64_t offset);
+    void hash_until(std::int64_t end);
+  };
+  OpenFile& open(std::size_t number);
+
   const Checkpoint* checkpoint_;
   std::map<std::pair<std::string, std::string>, std::int64_t> index_;
-  std::map<int, File> files_;
+  std::map<std::size_t, OpenFile> files_;
 };
+
+/// Error unless what was computed of a checkpoint's file is what the manifest says.
+void compare_checksum(const std::string& found, const std::string& path,
+                      const CheckpointManifest::File& expected);
 
 }  // namespace lapidary

@@ -25,10 +25,7 @@ using Manifest = CheckpointManifest;
 
 /// Rank 0: refuses what is already there or cannot fit, and makes the hidden folder.
 std::string prepare_folder(const std::string& directory, std::int64_t step, std::int64_t bytes) {
-  std::error_code error;
-  const bool is_new = std::filesystem::create_directories(directory, error);
-  if (error) fail_with_errno("cannot create folder", directory, error.value());
-  if (is_new) sync_directory(std::filesystem::path(directory).parent_path());
+  create_directories(directory);
   const std::string published = fmt::format("{}/{}", directory, checkpoint_name(step));
   require(!std::filesystem::exists(std::filesystem::symlink_status(published)),
           "{} exists already; a published checkpoint is never overwritten", published);

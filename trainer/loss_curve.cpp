@@ -248,10 +248,7 @@ void write_loss_curve(const std::string& metrics_path, const std::string& svg_pa
   } catch (const Error& e) {
     fail("{}: {}", metrics_path, e.what());
   }
-  const std::string unfinished = svg_path + ".new";
-  std::filesystem::remove(unfinished);
-  write_new_text_file(unfinished, svg);
-  publish(unfinished, svg_path);
+  publish_text_file(svg_path, svg);
 }
 
 }  // namespace lapidary

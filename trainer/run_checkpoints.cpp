@@ -5,6 +5,7 @@
 #include <map>
 
 #include "kernels/check.h"
+#include "kernels/file.h"
 #include "kernels/json.h"
 
 namespace lapidary {
@@ -67,9 +68,7 @@ RunCheckpoints::RunCheckpoints(std::string directory, const RunConfig::Checkpoin
   retention_.keep_best = static_cast<int>(options.keep_best);
   world.all_or_error("preparing the checkpoint folder", [&] {
     if (world.rank() != 0) return;
-    std::error_code error;
-    std::filesystem::create_directories(directory_, error);
-    require(!error, "{}: the checkpoint folder cannot be created: {}", directory_, error.message());
+    create_directories(directory_);
     sweep_leftovers(directory_);
   });
 }
@@ -139,7 +138,7 @@ void RunCheckpoints::start_save(const RunProgress& progress, std::optional<doubl
                                             validation_loss, instance_->stream()));
 }
 
-void RunCheckpoints::restore(const Checkpoint& checkpoint, What what) {
+CheckpointReadOptions RunCheckpoints::read_options() const {
   Stream& stream = instance_->stream();
   Backend& backend = stream.backend();
   CheckpointReadOptions options;
@@ -150,7 +149,7 @@ void RunCheckpoints::restore(const Checkpoint& checkpoint, What what) {
       backend.synchronize(stream);
     };
   }
-  read_checkpoint(checkpoint, tensors(what, false), *world_, options);
+  return options;
 }
 
 void RunCheckpoints::set_aside(const Checkpoint& found, std::ostream& notes) {
@@ -164,32 +163,59 @@ void RunCheckpoints::set_aside(const Checkpoint& found, std::ostream& notes) {
   }
 }
 
+void RunCheckpoints::refuse_newer_than(std::int64_t step) {
+  world_->all_or_error("looking for newer checkpoints", [&] {
+    if (world_->rank() != 0) return;
+    const std::vector<std::int64_t> steps = published_steps(directory_);
+    require(steps.empty() || steps.front() <= step,
+            "checkpoint.resume: {}/{} is newer than step {}, where this run would begin: its own saves would "
+            "meet the ones that are there; use auto, another run.directory, or move that one away",
+            directory_, checkpoint_name(steps.empty() ? 0 : steps.front()), step);
+  });
+}
+
 std::optional<ResumedRun> RunCheckpoints::resume(const ConfigPath& resume, std::ostream& notes) {
-  if (resume.is("none")) return std::nullopt;
-  const bool newest = resume.is("auto") || resume.is("weights-only");
-  const std::optional<Checkpoint> found = newest ? find_newest_checkpoint(directory_, fallback_, *world_)
-                                                 : open_checkpoint(resume.resolve(), *world_);
+  if (resume.is("none")) {
+    refuse_newer_than(0);
+    return std::nullopt;
+  }
+  const bool weights_only = resume.is("weights-only");
+  const bool newest = resume.is("auto") || weights_only;
+  const auto wanted = tensors(weights_only ? What::weights : What::all, false);
+  const std::optional<Checkpoint> found =
+      newest ? restore_newest_checkpoint(directory_, fallback_, wanted, *world_, read_options())
+             : restore_checkpoint(resume.resolve(), wanted, *world_, read_options());
   if (!found) return std::nullopt;
   set_aside(*found, notes);
-  const bool weights_only = resume.is("weights-only");
   if (world_->rank() == 0)
     notes << fmt::format("Resuming from {} (step {}, written by {} ranks){}\n", found->path,
                          found->manifest.step, found->manifest.ranks,
                          weights_only ? ": weights only, the moments begin at zero" : "");
-  restore(*found, weights_only ? What::weights : What::all);
   instance_->weights_resumed();
+  if (!newest) refuse_newer_than(found->manifest.step);
   const auto folder = std::filesystem::path(found->path).parent_path();
   return ResumedRun{
       from_state(found->manifest.state, found->path),
       newest || std::filesystem::weakly_canonical(folder) == std::filesystem::weakly_canonical(directory_)};
 }
 
-std::int64_t RunCheckpoints::load_weights_only(const std::string& path) {
+std::int64_t RunCheckpoints::load_weights_only(const std::string& path, std::ostream& notes) {
+  std::int64_t is_one = 0;
+  std::string place;
+  world_->all_or_error("looking for weights", [&] {  // one rank looks: others may see files later
+    if (world_->rank() != 0) return;
+    is_one = is_one_checkpoint(path) ? 1 : 0;
+    place = is_one != 0 ? path : folder_of_checkpoints(path);
+  });
+  is_one = world_->all_reduce(is_one, HostGroup::Reduce::max, "looking for weights");
+  place = world_->broadcast(std::move(place), 0, "looking for weights");
+  const auto wanted = tensors(What::weights, false);
   const std::optional<Checkpoint> found =
-      is_one_checkpoint(path) ? open_checkpoint(path, *world_)
-                              : find_newest_checkpoint(folder_of_checkpoints(path), fallback_, *world_);
+      is_one != 0 ? restore_checkpoint(place, wanted, *world_, read_options())
+                  : restore_newest_checkpoint(place, fallback_, wanted, *world_, read_options());
   require(found.has_value(), "{}: no checkpoint there", path);
-  restore(*found, What::weights);
+  for (const Checkpoint::Damaged& damaged : found->passed_over)
+    if (world_->rank() == 0) notes << fmt::format("DAMAGED: {}\n  passed over\n", damaged.message);
   instance_->weights_resumed();
   return found->manifest.step;
 }

@@ -50,17 +50,19 @@ class RunCheckpoints {
 
   /// Restores weights, masters and moments (weights-only: without moments) and returns where the run stands;
   /// nothing where `resume` is none, or where there is no checkpoint and none was named. Damaged ones that
-  /// were passed over are set aside. Messages for the user go to `notes` on rank 0. Collective.
+  /// were passed over are set aside. A beginning before a checkpoint that the directory already holds is an
+  /// Error: two histories would be mixed. Messages for the user go to `notes` on rank 0. Collective.
   std::optional<ResumedRun> resume(const ConfigPath& resume, std::ostream& notes);
 
-  /// Weights (and masters, where the instance has an optimizer) from a checkpoint or the newest of a folder.
-  /// Returns its step. Collective.
-  std::int64_t load_weights_only(const std::string& path);
+  /// Weights (and masters, where the instance has an optimizer) from a checkpoint or the newest sound one of
+  /// a folder; damaged ones stay where they are, with a note. Returns its step. Collective.
+  std::int64_t load_weights_only(const std::string& path, std::ostream& notes);
 
  private:
   enum class What { all, weights };
   std::vector<CheckpointTensor> tensors(What what, bool saving) const;
-  void restore(const Checkpoint& checkpoint, What what);
+  CheckpointReadOptions read_options() const;
+  void refuse_newer_than(std::int64_t step);
   void set_aside(const Checkpoint& found, std::ostream& notes);
 
   std::string directory_;

@@ -5,12 +5,12 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
-#include <filesystem>
 #include <limits>
 #include <ostream>
 
 #include "kernels/check.h"
 #include "kernels/checksum.h"
+#include "kernels/file.h"
 #include "trainer/config_text.h"
 #include "trainer/flops.h"
 #include "trainer/loss_curve.h"
@@ -68,7 +68,7 @@ class Trainer {
     const RunConfig& config = run_.config();
     save_configuration();
     const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_);
-    if (!resumed) run_.start_weights();
+    if (!resumed) run_.start_weights(console_);
     tune_products(run_.instance(),
                   synthetic_batch(run_.setup().model, run_.setup().options.model.capacity,
                                   config.data.sequence_length, config.model.image_attention),
@@ -103,12 +103,7 @@ class Trainer {
 
   void save_configuration() {
     run_.world().all_or_error("saving the configuration", [&] {
-      if (!leads()) return;
-      const std::filesystem::path folder = run_.directory();
-      const std::filesystem::path saved = folder / "config.yaml", fresh = folder / ".config.yaml";
-      std::filesystem::remove(fresh);
-      write_new_text_file(fresh.string(), config_yaml_);
-      publish(fresh.string(), saved.string());
+      if (leads()) publish_text_file(run_.directory() + "/config.yaml", config_yaml_);
     });
   }
 
@@ -335,11 +330,9 @@ int train(const RunConfig& config, HostGroup& world, const NodePlace& place, std
   std::optional<RunLock> lock;
   world.all_or_error("preparing the run's folder", [&] {
     if (world.rank() != 0) return;
-    const std::filesystem::path folder = config.run.directory.resolve();
-    std::error_code error;
-    std::filesystem::create_directories(folder, error);
-    require(!error, "run.directory: {} cannot be created: {}", folder.string(), error.message());
-    lock.emplace(folder.string());
+    const std::string folder = config.run.directory.resolve();
+    create_directories(folder);
+    lock.emplace(folder);
   });
   TrainingRun run(config, world, place, true);
   return static_cast<int>(Trainer(run, console).train());
@@ -349,8 +342,8 @@ int evaluate_run(const RunConfig& config, const std::string& checkpoint, HostGro
                  const NodePlace& place, std::ostream& console) {
   require(!config.data.validation.empty(), "data.validation: no data set is given");
   TrainingRun run(config, world, place, false);
-  const std::int64_t step =
-      run.checkpoints().load_weights_only(checkpoint.empty() ? run.directory() + "/checkpoints" : checkpoint);
+  const std::int64_t step = run.checkpoints().load_weights_only(
+      checkpoint.empty() ? run.directory() + "/checkpoints" : checkpoint, console);
   const EvaluationResult r = run.validate();
   if (world.rank() == 0) {
     console << fmt::format(

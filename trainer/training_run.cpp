@@ -65,7 +65,7 @@ LoaderOptions TrainingRun::loader_options(const std::vector<ConfiguredSource>& s
   return out;
 }
 
-void TrainingRun::start_weights() {
+void TrainingRun::start_weights(std::ostream& notes) {
   Stream& stream = instance_->stream();
   if (config_->model.weights.is("random")) {
     initialize_weights(stream, setup_.model, setup_.table, instance_->shards(),
@@ -78,7 +78,7 @@ void TrainingRun::start_weights() {
     if (world_->rank() == 0) is_checkpoint = is_checkpoint_path(path) ? 1 : 0;
   });
   if (world_->all_reduce(is_checkpoint, HostGroup::Reduce::max, "looking at the weights") != 0) {
-    checkpoints_->load_weights_only(path);
+    checkpoints_->load_weights_only(path, notes);
     return;
   }
   world_->all_or_error("loading the weights",

@@ -1,6 +1,7 @@
 // A run put together from its configuration: device, mesh, instance, data, checkpoints. train() and
 // evaluate_run() only say what happens in which order.
 #pragma once
+#include <iosfwd>
 #include <memory>
 #include <optional>
 
@@ -34,8 +35,8 @@ class TrainingRun {
   bool has_validation() const { return !config_->data.validation.empty(); }
   std::string directory() const { return config_->run.directory.resolve(); }
 
-  /// Initialised or loaded as model.weights says.
-  void start_weights();
+  /// Initialised or loaded as model.weights says. Messages for the user go to `notes` on rank 0.
+  void start_weights(std::ostream& notes);
   /// Before the first save; config_yaml is stored with each. Collective.
   void prepare_saving(const std::string& config_yaml);
   EvaluationResult validate();

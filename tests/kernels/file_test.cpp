@@ -53,6 +53,21 @@ TEST_F(FileTest, WritesAndReadsAtOffsets) {
   EXPECT_EQ(read_text_file(path("a"), 11), "hello world");
 }
 
+TEST_F(FileTest, MakesFoldersAndReplacesTexts) {
+  create_directories(path("a/b/c"));
+  create_directories(path("a/b/c/"));
+  EXPECT_TRUE(std::filesystem::is_directory(path("a/b/c")));
+  for (const char* text : {"old", "new"}) {
+    std::ofstream(path("a/f.new")) << "left by a program that was killed";
+    publish_text_file(path("a/f"), text);
+    EXPECT_EQ(read_text_file(path("a/f"), 10), text);
+    EXPECT_FALSE(std::filesystem::exists(path("a/f.new")));
+  }
+  const Error blocked = error_of([&] { create_directories(path("a/f/d")); });
+  EXPECT_TRUE(contains(blocked.what(), "cannot create folder " + path("a/f") + ": Not a directory"))
+      << blocked.what();
+}
+
 TEST_F(FileTest, NamesTheFileAndWhatIsWrong) {
   write_new_text_file(path("a"), "hello");
   const File file = File::open_to_read(path("a"));

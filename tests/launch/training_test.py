@@ -249,7 +249,7 @@ def one_pair(runs, layout, shape, writers, readers):
 
 
 def elsewhere(runs):
-    """A few pairs of rank counts; matrix has all. Then another layout, weights only, and a new run from a checkpoint."""
+    """A few pairs of rank counts (tests/trainer/resume_test.cpp has all). Then another layout, weights only, and a new run from a checkpoint."""
     for layout, shape, writers, readers in (("split", "zero2", 1, 3), ("float32", "hybrid", 4, 2), ("bf16", "zero3", 2, 2),
                                             ("float8", "zero2", 3, 2)):
         one_pair(runs, layout, shape, writers, readers)
@@ -263,16 +263,6 @@ def elsewhere(runs):
     check("the moments begin at zero" in output and [r["step"] for r in runs.steps("weights")] == list(range(1, 9)), output)
     first = {name: runs.steps(name)[0]["loss"] for name in ("fresh", "weights")}
     check(first["fresh"] < first["weights"], f"trained weights begin no better than random ones: {first}")
-
-
-def matrix(runs):
-    """Every pair of rank counts, layout and mesh: 375 pairs, an hour and more. In an order that says something early."""
-    counts = (1, 2, 3, 4, 7)
-    pairs = [(layout, shape, w, r) for layout in LAYOUTS for shape in ("zero3", "zero2", "hybrid") for w in counts for r in counts]
-    random.Random(1).shuffle(pairs)
-    for number, pair in enumerate(pairs, 1):
-        print(f"{number}/{len(pairs)}", end=" ")
-        one_pair(runs, *pair)
 
 
 def full_disk(runs):
@@ -295,7 +285,7 @@ def full_disk(runs):
         subprocess.run(["umount", path])
 
 
-CASES = dict(elsewhere=elsewhere, matrix=matrix, full_disk=full_disk, ranks=ranks, resume=resume, kills=kills, faults=faults, bad_input=bad_input)
+CASES = dict(elsewhere=elsewhere, full_disk=full_disk, ranks=ranks, resume=resume, kills=kills, faults=faults, bad_input=bad_input)
 
 with tempfile.TemporaryDirectory(prefix="lapidary-training-") as scratch:
     CASES[CASE](Runs(scratch))

@@ -37,6 +37,9 @@ class CheckpointDamage : public testing::Test {
     ASSERT_TRUE(contains(message, newest_ + "/" + file)) << what << ": " << message;
     const auto found = find_newest_checkpoint(folder_.path(), true, alone_);
     ASSERT_TRUE(found && found->manifest.step == 1 && found->passed_over.size() == 1) << what;
+    const auto restored = restore_newest_checkpoint(folder_.path(), true, holding_.tensors(), alone_);
+    ASSERT_TRUE(restored && restored->manifest.step == 1 && holding_.wrong(1) == 0) << what;
+    ASSERT_EQ(restored->passed_over.at(0).message, found->passed_over.at(0).message) << what;
     std::ostringstream out;
     ASSERT_FALSE(verify_checkpoint(newest_, out)) << what;
     ASSERT_TRUE(contains(out.str(), file)) << what << ": " << out.str();
@@ -64,7 +67,8 @@ TEST_F(CheckpointDamage, FlippedBits) {
     expect_found(name, fmt::format("byte {} of {}", at, name));
     file.write_at(&before, 1, at);
   }
-  EXPECT_EQ(find_newest_checkpoint(folder_.path(), false, alone_)->manifest.step, 2);
+  EXPECT_EQ(restore_newest_checkpoint(folder_.path(), false, holding_.tensors(), alone_)->manifest.step, 2);
+  EXPECT_EQ(holding_.wrong(2), 0);
 }
 
 TEST_F(CheckpointDamage, TruncatedGrownAndMissingFiles) {

@@ -74,6 +74,10 @@ TEST_F(CheckpointRanks, AnyNumberWritesAnyNumberReads) {
         holding.clear();
         read_checkpoint(*found, holding.tensors(), *group);
         EXPECT_EQ(holding.wrong(step), 0) << writers << " wrote, " << readers << " read";
+        holding.clear();
+        EXPECT_EQ(restore_newest_checkpoint(directory_, false, holding.tensors(), *group)->manifest.step,
+                  step);
+        EXPECT_EQ(holding.wrong(step), 0) << writers << " wrote, " << readers << " restored";
       }
       seed = static_cast<unsigned>(world_.all_reduce(std::int64_t{seed}, HostGroup::Reduce::max, "seed"));
     }
@@ -357,6 +361,10 @@ TEST_F(CheckpointRanks, DamageIsFoundByWhicheverRankLooks) {
     EXPECT_EQ(found->manifest.step, 1);
     ASSERT_EQ(found->passed_over.size(), 1u);
     EXPECT_TRUE(contains(found->passed_over[0].message, path)) << found->passed_over[0].message;
+    EXPECT_EQ(restore_newest_checkpoint(directory_, true, holding.tensors(), world_)->manifest.step, 1);
+    EXPECT_EQ(holding.wrong(1), 0);
+    EXPECT_EQ(message_of([&] { restore_newest_checkpoint(directory_, false, holding.tensors(), world_); }),
+              message);
     flip();
     EXPECT_EQ(find_newest_checkpoint(directory_, true, world_)->manifest.step, 2);
   }

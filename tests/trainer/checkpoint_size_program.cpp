@@ -1,6 +1,9 @@
 // Checkpoints of the model's real size with synthetic values, without the memory of a run:
 //   checkpoint_size make CONFIG FOLDER       a Hugging Face folder with bf16 weights in files of 5 GB
-//   checkpoint_size save CONFIG DIRECTORY    a checkpoint with bf16 weights, float32 masters and moments
+//   checkpoint_size list FOLDER              size and checksum of every file
+//   checkpoint_size save CONFIG DIRECTORY    a checkpoint with bf16 weights, float32 masters and moments, as
+//   a
+//                                            run saves it: staged in 2 GiB of host memory
 //   checkpoint_size resume CONFIG DIRECTORY  reads all of it as ranks would, and compares every value
 // under mpirun; tests/trainer/checkpoint_size.sh runs all and compares with dd. Prints seconds, rate and the
 // most memory that a rank had.
@@ -13,44 +16,46 @@
 #include <filesystem>
 #include <iostream>
 #include <map>
+#include <random>
+#include <set>
 
 #include "kernels/check.h"
+#include "kernels/checksum.h"
 #include "kernels/file.h"
 #include "kernels/json.h"
 #include "model/config.h"
 #include "model/parameter_table.h"
 #include "model/safetensors_writer.h"
 #include "trainer/checkpoint.h"
-#include "trainer/checkpoint_files.h"
+#include "trainer/checkpoint_saver.h"
 
 namespace lapidary {
 namespace {
 
-/// Value bytes of elements [first, first + bytes / size) of a tensor: no two places look alike, and it is
-/// fast.
+/// Values of elements [first, first + bytes / size) of a tensor, at the speed of a copy: parts of one random
+/// table, which repeats only every 16 MB.
 void fill_synthetic(std::size_t tensor, std::int64_t first, std::int64_t size, std::int64_t bytes, void* to) {
+  constexpr std::int64_t kPeriod = (16 << 20) - 4;  // of 4-byte words
+  static const std::vector<std::byte> table = [] {
+    std::vector<std::byte> made(static_cast<std::size_t>(kPeriod));
+    std::mt19937 random(12);
+    for (std::size_t i = 0; i < made.size(); i += 4) {
+      // Below the exponent of infinity in every type, so that NaNs do not get in the way of comparisons.
+      const auto word = static_cast<std::uint32_t>(random()) & 0x3fff3fffU;
+      std::memcpy(made.data() + i, &word, 4);
+    }
+    return made;
+  }();
+  std::int64_t place = (static_cast<std::int64_t>(tensor) * 4'000'004 + first * size) % kPeriod;
   auto* out = static_cast<std::byte*>(to);
-  for (std::int64_t at = 0; at < bytes; at += size) {
-    const std::uint64_t place =
-        static_cast<std::uint64_t>(first + at / size) + (static_cast<std::uint64_t>(tensor) << 36);
-    // Below the exponent of infinity in every type, so that NaNs do not get in the way of comparisons.
-    const auto value = static_cast<std::uint32_t>((place * 0x9e3779b97f4a7c15ULL) >> 33) & 0x3fff3fffU;
-    std::memcpy(out + at, &value, static_cast<std::size_t>(size));
+  while (bytes > 0) {
+    const std::int64_t count = std::min(bytes, kPeriod - place);
+    std::memcpy(out, table.data() + place, static_cast<std::size_t>(count));
+    out += count;
+    bytes -= count;
+    place = 0;
   }
 }
-
-class SyntheticValues : public ShardValues {
- public:
-  const void* next(const ShardPiece& piece) override {
-    buffer_.resize(static_cast<std::size_t>(piece.bytes));
-    fill_synthetic(piece.tensor, piece.slice->begin + piece.first, piece.bytes / piece.count, piece.bytes,
-                   buffer_.data());
-    return buffer_.data();
-  }
-
- private:
-  std::vector<std::byte> buffer_;
-};
 
 /// Addresses that nothing is ever stored at.
 class Addresses {
@@ -75,6 +80,56 @@ struct Holding {
   std::vector<CheckpointTensor> tensors;
   std::map<std::int64_t, std::pair<std::size_t, std::int64_t>> places;  ///< offset -> tensor, first element
   std::int64_t bytes = 0;
+
+  std::int64_t size_of_element(std::size_t tensor) const {
+    return static_cast<std::int64_t>(size_of(tensors[tensor].dtype));
+  }
+  /// Tensor and element at an offset.
+  std::pair<std::size_t, std::int64_t> place_of(std::int64_t offset) const {
+    const auto place = std::prev(places.upper_bound(offset));
+    const auto [tensor, begin] = place->second;
+    return {tensor, begin + (offset - place->first) / size_of_element(tensor)};
+  }
+  /// Makes offsets addresses.
+  void place_at(const Addresses& addresses) {
+    for (const auto& [offset, place] : places)
+      tensors[place.first].slices.front().data = addresses.at(offset);
+  }
+};
+
+/// A device whose memory is nothing but addresses; what is copied from it is made up on the way.
+class SyntheticBackend : public Backend {
+ public:
+  SyntheticBackend(const Holding& holding, const Addresses& addresses)
+      : holding_(&holding), addresses_(&addresses) {}
+  void copy_to_host(const Stream&, void* to, const void* from, std::size_t bytes) override {
+    const auto [tensor, element] = holding_->place_of(addresses_->offset_of(from));
+    fill_synthetic(tensor, element, holding_->size_of_element(tensor), static_cast<std::int64_t>(bytes), to);
+  }
+  Device device() const override { return cpu_.device(); }
+  std::string description() const override { return "synthetic values"; }
+  DeviceMemory memory() const override { return cpu_.memory(); }
+  void* allocate(std::size_t bytes) override { return cpu_.allocate(bytes); }
+  void release(void* data) noexcept override { cpu_.release(data); }
+  void* allocate_host(std::size_t bytes) override { return cpu_.allocate_host(bytes); }
+  void release_host(void* data) noexcept override { cpu_.release_host(data); }
+  std::unique_ptr<Stream> make_stream(const char* name) override { return cpu_.make_stream(name); }
+  void copy_to_device(const Stream& stream, void* to, const void* from, std::size_t bytes) override {
+    cpu_.copy_to_device(stream, to, from, bytes);
+  }
+  Event record(const Stream& stream) override { return cpu_.record(stream); }
+  Event record_timed(const Stream& stream) override { return cpu_.record_timed(stream); }
+  double seconds_between(const Event& from, const Event& to) override {
+    return cpu_.seconds_between(from, to);
+  }
+  void wait(const Stream& stream, const Event& event) override { cpu_.wait(stream, event); }
+  void synchronize(const Stream& stream) override { cpu_.synchronize(stream); }
+  void synchronize(const Event& event) override { cpu_.synchronize(event); }
+
+ private:
+  Backend& cpu_ = cpu_backend();
+  const Holding* holding_;
+  const Addresses* addresses_;
 };
 
 /// Every rank holds an equal part of each tensor; `data` are offsets, made addresses later.
@@ -99,36 +154,44 @@ Holding hold(const ParameterTable& table, int rank, int ranks) {
 }
 
 void save(const ParameterTable& table, const std::string& directory, HostGroup& group) {
-  const Holding holding = hold(table, group.rank(), group.size());
-  const ShardPlan plan = plan_shard(group.rank(), holding.tensors);
-  SyntheticValues values;
-  write_checkpoint(directory, 1, {&plan, 1}, values, "{}", group);
+  Holding holding = hold(table, group.rank(), group.size());
+  const Addresses addresses(static_cast<std::size_t>(holding.bytes));
+  holding.place_at(addresses);
+  SyntheticBackend backend(holding, addresses);
+  CheckpointSaver saver(directory, {}, holding.tensors, backend, std::size_t{2} << 30, group.duplicate());
+  const std::unique_ptr<Stream> compute = backend.make_stream("compute");
+  saver.start(1, "{}", std::nullopt, *compute);
+  const auto outcome = saver.wait();
+  require(outcome->error.empty(), "{}", outcome->error);
 }
 
 void resume(const ParameterTable& table, const std::string& directory, HostGroup& group) {
   Holding holding = hold(table, group.rank(), group.size());
   const Addresses addresses(static_cast<std::size_t>(holding.bytes));
-  for (const auto& [offset, place] : holding.places)
-    holding.tensors[place.first].slices.front().data = addresses.at(offset);
+  holding.place_at(addresses);
   std::vector<std::byte> expected;
   CheckpointReadOptions options;
   std::int64_t seen = 0;
   options.store = [&](void* to, const void* host, std::size_t bytes) {
-    const std::int64_t offset = addresses.offset_of(to);
-    const auto place = std::prev(holding.places.upper_bound(offset));
-    const auto [tensor, begin] = place->second;
-    const auto size = static_cast<std::int64_t>(size_of(holding.tensors[tensor].dtype));
+    const auto [tensor, element] = holding.place_of(addresses.offset_of(to));
     expected.resize(bytes);
-    fill_synthetic(tensor, begin + (offset - place->first) / size, size, static_cast<std::int64_t>(bytes),
+    fill_synthetic(tensor, element, holding.size_of_element(tensor), static_cast<std::int64_t>(bytes),
                    expected.data());
     require(std::memcmp(expected.data(), host, bytes) == 0, "{} ({}): other values than were saved",
             holding.tensors[tensor].name, holding.tensors[tensor].part);
     seen += static_cast<std::int64_t>(bytes);
   };
-  const auto found = find_newest_checkpoint(directory, false, group);
+  const auto found = restore_newest_checkpoint(directory, false, holding.tensors, group, options);
   require(found.has_value(), "{}: no checkpoint", directory);
-  read_checkpoint(*found, holding.tensors, group, options);
   require(seen == holding.bytes, "{} of {} bytes were read", seen, holding.bytes);
+}
+
+void list(const std::string& folder) {
+  std::set<std::filesystem::path> paths;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) paths.insert(entry.path());
+  for (const auto& path : paths)
+    std::cout << fmt::format("{} {} {}\n", path.filename().string(), std::filesystem::file_size(path),
+                             checksum_of_file(path));
 }
 
 void make(const ParameterTable& table, const std::string& config, const std::string& folder,
@@ -182,7 +245,11 @@ void make(const ParameterTable& table, const std::string& config, const std::str
 }
 
 int run(int argc, char** argv) {
-  require(argc == 4, "usage: checkpoint_size make|save|resume CONFIG FOLDER");
+  if (argc == 3 && std::string(argv[1]) == "list") {
+    list(argv[2]);
+    return 0;
+  }
+  require(argc == 4, "usage: checkpoint_size make|save|resume CONFIG FOLDER, or list FOLDER");
   const std::string verb = argv[1];
   HostGroup group(MPI_COMM_WORLD, std::chrono::minutes(30));
   const ParameterTable table = make_parameter_table(read_model_config(argv[2]));
