@@ -4,6 +4,7 @@
 // All five products run in the same loop: a cluster of two CTAs takes tasks in order from a counter and
 // shares the second operand of each product through multicast.
 #include "kernels/cuda/attention512.h"
+#include "kernels/cuda/attention512_loader.cuh"
 #include "kernels/cuda/attention512_tasks.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
@@ -16,182 +17,51 @@ namespace {
 using namespace hopper;
 using namespace attention512;
 
-constexpr int kStages = 4;
-constexpr int kStageA = kTile * 64 * 2, kStageB = kKeyTile * 64 * 2, kStage = kStageA + kStageB;
-constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 columns
-constexpr int kApart = 2;                ///< steps between the two computing warpgroups, of kStages
 constexpr int kThreads = 3 * 128;        ///< a warpgroup that loads, two that compute
-
-struct Shared {
-  alignas(1024) std::byte ring[kStages][kStage];
-  alignas(1024) std::byte staging[2][2][kPanel];  ///< by warpgroup; two panels each on their way out
-  Task task[2];
-  int ticket[2];
-  alignas(8) std::uint64_t full[kStages], empty[kStages], task_full[2], task_empty[2], ticket_full[2],
-      ticket_empty[2];
-};
+constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 columns
 constexpr int kSharedBytes = sizeof(Shared) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
 
-/// The operands as TMA sees them. Suffix 2: rows of 64 columns; 3: blocks of 64 columns of 64 rows.
-struct Maps {
-  CUtensorMap q2, d_out2, k2, v2, q3, d_out3, k3, d_q, d_k, d_v;
-};
-
-/// A position in a ring of `kSize`.
-template <int kSize>
-struct Cursor {
-  int slot = 0;
-  std::uint32_t phase = 0;
-  __device__ void next() {
-    if (++slot == kSize) slot = 0, phase ^= 1;
-  }
-};
-
-// ------------------------------------------------------------------------------------------ loading
-
-/// The loading warp. Every lane takes part in decoding; lane 0 issues.
-struct Loader {
-  const Maps& maps;
-  const Problem& z;
-  Shared& shared;
-  const int rank, lane;
-  Cursor<kStages> stage;
-  Cursor<2> task, take, give;
-
-  /// The cluster's next ticket, from its first CTA to both.
-  __device__ void fetch_ticket() {
-    if (rank != 0 || lane != 0) return;
-    wait_cluster(shared_address(&shared.ticket_empty[give.slot]), give.phase ^ 1);
-    const int ticket = atomicAdd(z.counters.ticket, 1);
-    for (int r = 0; r < kCtas; ++r) {
-      store_at(shared_address(&shared.ticket[give.slot]), static_cast<std::uint32_t>(r), ticket);
-      arrive_release_at(shared_address(&shared.ticket_full[give.slot]), static_cast<std::uint32_t>(r));
-    }
-    give.next();
-  }
-
-  __device__ int take_ticket() {
-    wait_cluster(shared_address(&shared.ticket_full[take.slot]), take.phase);
-    const int ticket = *static_cast<volatile int*>(&shared.ticket[take.slot]);
-    __syncwarp();
-    if (lane == 0) arrive_release_at(shared_address(&shared.ticket_empty[take.slot]), 0);
-    take.next();
-    return ticket;
-  }
-
-  __device__ void post(const Task& t) {
-    if (lane == 0) {
-      wait(shared_address(&shared.task_empty[task.slot]), task.phase ^ 1);
-      shared.task[task.slot] = t;
-      arrive(shared_address(&shared.task_full[task.slot]));
-    }
-    task.next();
-  }
-
-  /// What step `s` of a task reads: this CTA's part of the first operand, and its half of the second for
-  /// both.
-  __device__ void load_step(const Task& t, int s, std::uint32_t a, std::uint32_t b, std::uint32_t full) {
-    constexpr std::uint16_t kAll = (1 << kCtas) - 1;
-    const std::uint32_t half = b + rank * (kStageB / kCtas);
-    if (t.kind == Kind::scores) {
-      const bool second = s >= kDim / 64;  // d_out v^T after q k^T
-      const int column = s % (kDim / 64) * 64;
-      tma_load(a, second ? maps.d_out2 : maps.q2, Box(column, t.row), full);
-      tma_load_multicast(half, second ? maps.v2 : maps.k2, Box(column, t.key + rank * (kKeyTile / kCtas)),
-                         full, kAll);
-    } else if (t.kind == Kind::d_q) {
-      const int panel = t.first_step + s;
-      bulk_load(a, z.tile(t.block, true, panel, t.box), kStageA, full);
-      tma_load_multicast(half, maps.k3, Box(0, t.key + panel * 64, t.half * 4 + rank * 2), full, kAll);
-    } else {
-      const int box = t.first_step + s;
-      for (int i = 0; i < 2; ++i)
-        bulk_load(a + i * kPanel, z.tile(t.block, t.kind == Kind::d_k, t.panel + i, box), kPanel, full);
-      tma_load_multicast(half, t.kind == Kind::d_k ? maps.q3 : maps.d_out3,
-                         Box(0, t.row + box * 64, t.half * 4 + rank * 2), full, kAll);
-    }
-  }
-
-  __device__ void load_task(const Task& t) {
-    // The next ticket is taken late: one that waits here keeps others waiting.
-    const int fetch_at = max(t.steps - kStages, 0);
-    if (t.steps == 0) fetch_ticket();
-    if (lane == 0) {
-      fence_async();  // what other CTAs wrote, and this thread has seen, before TMA reads it
-      for (int s = 0; s < t.steps; ++s) {
-        if (s == fetch_at) fetch_ticket();
-        wait(shared_address(&shared.empty[stage.slot]), stage.phase ^ 1);
-        const std::uint32_t full = shared_address(&shared.full[stage.slot]),
-                            a = shared_address(shared.ring[stage.slot]);
-        arrive_expect(full, kStage);
-        load_step(t, s, a, a + kStageA, full);
-        stage.next();
-      }
-    }
-    __syncwarp();
-  }
-
-  __device__ void run() {
-    Walk walk(z);
-    fetch_ticket();
-    while (walk.seek(take_ticket())) {
-      Task t = walk.task(rank, lane);
-      if (t.kind == Kind::nothing) {
-        if (rank == 0 && lane == 0) add_release(z.counters.scores_done + t.block, kScoreSignals);
-        fetch_ticket();
-        continue;
-      }
-      if (lane == 0) walk.wait_for_inputs(t);
-      __syncwarp();
-      post(t);
-      load_task(t);
-    }
-    Task end{};
-    end.kind = Kind::end;
-    post(end);
-  }
-};
-
-// ---------------------------------------------------------------------------------------- computing
-
 /// One of the two computing warpgroups: 64 rows of every product, 256 columns.
 struct Consumer {
-  const Maps& maps;
   const Problem& z;
   Shared& shared;
   const int group, thread, warp, lane;
   Cursor<kStages> stage;
   Cursor<2> task;
-  int panel = 0;         ///< panels staged so far
-  int unsignalled = -1;  ///< block whose tiles this warp has stored without telling
+  /// What this warp has stored without telling.
+  struct {
+    int* counter = nullptr;
+    int* flag = nullptr;
+    int value = 0;
+  } untold;
   float sums[128];
 
-  __device__ Consumer(const Maps& m, const Problem& problem, Shared& memory, int warpgroup)
-      : maps(m),
-        z(problem),
+  __device__ Consumer(const Problem& problem, Shared& memory, int warpgroup)
+      : z(problem),
         shared(memory),
         group(warpgroup),
         thread(static_cast<int>(threadIdx.x) % 128),
         warp(thread / 32),
         lane(thread % 32) {}
 
-  /// Tells that the tiles stored last are complete. Not at once: the stores end beside the next product.
-  __device__ void signal_tiles() {
-    if (unsignalled >= 0 && lane == 0) {
-      bulk_wait<0>();
-      fence_async();
-      add_release(z.counters.scores_done + unsignalled, 1);
+  /// Tells that what this warp stored last is there. Not at once, for the fence waits for the stores: they
+  /// end beside the next product.
+  __device__ void tell() {
+    __syncwarp();
+    if (untold.counter != nullptr && lane == 0) {
+      fence_gpu();
+      if (untold.flag != nullptr) store_relaxed(untold.flag, untold.value);
+      add_relaxed(untold.counter, 1);
     }
-    unsignalled = -1;
+    untold = {};
   }
 
   __device__ Task next_task() {
     const std::uint32_t full = shared_address(&shared.task_full[task.slot]);
-    // Whoever waits may wait for these very tiles.
+    // Whoever waits may wait for what is untold.
     if (!__all_sync(0xffffffffu, test_wait(full, task.phase))) {
-      signal_tiles();
-      __syncwarp();
+      tell();
       wait(full, task.phase);
     }
     const Task t = shared.task[task.slot];
@@ -207,14 +77,13 @@ struct Consumer {
       arrive_at(shared_address(&shared.empty[slot]), static_cast<std::uint32_t>(warp));
   }
 
-  /// sums = first operand [64, 64 steps] second operand [64 steps, 256]. Where `apart`, the second warpgroup
-  /// begins kApart steps behind the first, so that one multiplies while the other is at what follows.
+  /// sums = start of their row + first operand [64, 64 steps] second operand [64 steps, 256].
   template <Major kA, Major kB>
-  __device__ void product(int steps, bool apart) {
+  __device__ void product(int steps, float start = 0.0f, float start_below = 0.0f) {
     int before = 0;
-    if (apart && group == 1) named_sync(3, 256);
 #pragma unroll
-    for (float& x : sums) x = 0.0f;
+    for (int i = 0; i < 128; ++i) sums[i] = i / 2 % 2 == 0 ? start : start_below;
+#pragma unroll 1
     for (int s = 0; s < steps; ++s) {
       wait(shared_address(&shared.full[stage.slot]), stage.phase);
       const std::uint32_t at = shared_address(shared.ring[stage.slot]);
@@ -226,7 +95,6 @@ struct Consumer {
       wgmma_commit();
       wgmma_wait<1>();
       if (s > 0) release(before);
-      if (apart && group == 0 && s == kApart) named_arrive(3, 256);
       before = stage.slot;
       stage.next();
     }
@@ -235,132 +103,122 @@ struct Consumer {
     if (steps > 0) release(before);
   }
 
-  /// Puts 16 rows of 64 columns of this warp into shared memory and returns where; lane 0 then sends them.
-  __device__ std::uint32_t stage_panel(const std::uint32_t (&word)[16]) {
-    const std::uint32_t box = shared_address(shared.staging[group][panel++ % 2]);
-    if (lane == 0) bulk_wait_read<1>();
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const std::uint32_t four[4] = {word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]};
-      store_matrices(box + swizzle128((warp * 16 + lane % 16) * 128 + i * 32 + lane / 16 * 16), four);
-    }
-    fence_async_shared();
-    __syncwarp();
-    return box + warp * kWarpPanel;
+  /// Where this warp's 16 rows of 64 columns are put together on their way out, swizzled as in a tile.
+  __device__ std::uint32_t panel() const {
+    return shared_address(shared.staging[group]) + warp * kWarpPanel;
   }
 
   __device__ void store_tile(const Task& t, bool gradients, int column, const std::uint32_t (&word)[16]) {
-    const std::uint32_t from = stage_panel(word);
-    if (lane == 0) {
-      bulk_store(z.tile(t.block, gradients, t.panel + column, t.box + group) + warp * kWarpPanel, from,
-                 kWarpPanel);
-      bulk_commit();
-    }
+    __syncwarp();
+    store_panel(panel(), word);
+    __syncwarp();
+    std::byte* const to =
+        z.tile(t.block, gradients, t.panel + column, t.box + group) + warp * kWarpPanel + lane * 16;
+#pragma unroll
+    for (int i = 0; i < kWarpPanel; i += 512)
+      *reinterpret_cast<uint4*>(to + i) = load_shared(panel() + lane * 16 + i);
   }
 
-  /// Puts `value` in the place of keys outside [from, to).
-  __device__ void hide(const int (&from)[2], const int (&to)[2], float value) {
+  /// The row of the problem that this thread's sums i with i / 2 % 2 == r belong to.
+  __device__ int row_of(const Task& t, int r) const {
+    return t.row + group * 64 + warp * 16 + lane / 4 + 8 * r;
+  }
+
+  /// Keys of the tile that a row sees.
+  __device__ int2 visible(const Task& t, int r) const {
+    const int row = row_of(t, r);
+    if (row >= z.rows()) return make_int2(0, 0);
+    return make_int2(z.lo[row / z.heads] - t.key, z.hi[row / z.heads] - t.key);
+  }
+
+  /// Puts `value` in the place of keys that their row does not see.
+  __device__ void hide(const Task& t, float value) {
+    const int2 see[2] = {visible(t, 0), visible(t, 1)};
 #pragma unroll
     for (int i = 0; i < 128; ++i) {
       const int key = i / 4 * 8 + lane % 4 * 2 + i % 2, r = i / 2 % 2;
-      if (key < from[r] || key >= to[r]) sums[i] = value;
+      if (key < see[r].x || key >= see[r].y) sums[i] = value;
     }
   }
 
   /// p and ds of 64 rows and 256 keys.
   __device__ void scores(const Task& t) {
     float lse[2], delta[2];
-    int from[2], to[2];
+    bool covered = true;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = t.row + group * 64 + warp * 16 + lane / 4 + 8 * r;
-      const bool inside = row < z.rows();
-      const float2 statistics = inside ? z.statistics[row] : make_float2(0, 0);
+      const int row = row_of(t, r);
+      const float2 statistics = row < z.rows() ? z.statistics[row] : make_float2(0, 0);
       lse[r] = statistics.x, delta[r] = statistics.y;
-      from[r] = inside ? z.lo[row / z.heads] - t.key : 0;
-      to[r] = inside ? z.hi[row / z.heads] - t.key : 0;
+      const int2 see = visible(t, r);
+      covered = covered && see.x <= 0 && see.y >= kKeyTile;
     }
-    const bool covered = __all_sync(0xffffffffu, max(from[0], from[1]) <= 0 && min(to[0], to[1]) >= kKeyTile);
+    covered = __all_sync(0xffffffffu, covered);
     std::uint32_t p[64];
-    product<Major::k, Major::k>(kDim / 64, true);
-    signal_tiles();
-    if (!covered) hide(from, to, -INFINITY);
+    product<Major::k, Major::k>(kDim / 64);
+    tell();
+    if (!covered) hide(t, -INFINITY);
 #pragma unroll
     for (int column = 0; column < 4; ++column) {
       std::uint32_t word[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const int at = column * 16 + i;
-        word[i] = p[at] = pack(exp2_fast(fmaf(sums[2 * at], kLog2e, -lse[at % 2])),
-                               exp2_fast(fmaf(sums[2 * at + 1], kLog2e, -lse[at % 2])));
+        word[i] = p[at] = pack_bf16(exp2_fast(fmaf(sums[2 * at], kLog2e, -lse[at % 2])),
+                                    exp2_fast(fmaf(sums[2 * at + 1], kLog2e, -lse[at % 2])));
       }
       store_tile(t, false, column, word);
     }
-    product<Major::k, Major::k>(kDim / 64, false);
-    if (!covered) hide(from, to, 0.0f);  // whatever a hidden key holds, infinities too, stays out
+    product<Major::k, Major::k>(kDim / 64, -delta[0], -delta[1]);
+    if (!covered) hide(t, 0.0f);  // whatever a hidden key holds, infinities too, stays out
 #pragma unroll
     for (int column = 0; column < 4; ++column) {
       std::uint32_t word[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const int at = column * 16 + i;
-        word[i] = pack(__uint_as_float(p[at] << 16) * (sums[2 * at] - delta[at % 2]),
-                       __uint_as_float(p[at] & 0xffff0000u) * (sums[2 * at + 1] - delta[at % 2]));
+        word[i] = pack_bf16(__uint_as_float(p[at] << 16) * sums[2 * at],
+                            __uint_as_float(p[at] & 0xffff0000u) * sums[2 * at + 1]);
       }
       store_tile(t, true, column, word);
     }
-    unsignalled = t.block;
+    untold = {z.counters.scores_done + t.block, nullptr, 0};
   }
 
-  /// Adds this warpgroup's 64 rows of dq, dk or dv to what earlier blocks have summed, in the blocks' order,
-  /// and keeps the sum or, after the last, rounds it.
-  __device__ void accumulate(const Task& t, const CUtensorMap& result, int row) {
-    if (t.valid) {
-      const int unit = t.unit + group;
-      int* const flag = (t.kind == Kind::d_q ? z.counters.query_flags : z.counters.key_flags) + unit;
-      float4* const image = (t.kind == Kind::d_q ? z.query_sums : z.key_sums) +
-                            static_cast<std::int64_t>(unit) * (64 * 256 / 4) + thread;
-      if (t.wait > 0) {
-        if (thread == 0) wait_at_least(flag, t.wait);
-        named_sync(1 + group, 128);
-      }
-      if (!t.first) {
-#pragma unroll
-        for (int i = 0; i < 32; i += 16) {
-          float4 x[16];
-#pragma unroll
-          for (int j = 0; j < 16; ++j) x[j] = __ldcg(image + (i + j) * 128);
-#pragma unroll
-          for (int j = 0; j < 16; ++j) {
-            sums[4 * (i + j)] += x[j].x, sums[4 * (i + j) + 1] += x[j].y;
-            sums[4 * (i + j) + 2] += x[j].z, sums[4 * (i + j) + 3] += x[j].w;
-          }
-        }
-      }
-      if (!t.last) {
-#pragma unroll
-        for (int i = 0; i < 32; ++i)
-          __stcg(image + i * 128,
-                 make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
-      } else {
-#pragma unroll
-        for (int column = 0; column < 4; ++column) {
-          std::uint32_t word[16];
-#pragma unroll
-          for (int i = 0; i < 16; ++i)
-            word[i] = pack(sums[column * 32 + 2 * i], sums[column * 32 + 2 * i + 1]);
-          const std::uint32_t from = stage_panel(word);
-          if (lane == 0) {
-            tma_store(result, Box(t.half * 256 + column * 64, row + group * 64 + warp * 16), from);
-            bulk_commit();
-          }
-        }
-      }
-      named_sync(1 + group, 128);
-      if (thread == 0) store_release(flag, t.set);
+  /// Adds 64 rows of dq, dk or dv to what earlier blocks have summed, in the blocks' order, and keeps the sum
+  /// or, after the last, rounds it. Every warp has flags of its own: it meets only itself.
+  __device__ void accumulate(const Task& t, Bf16* result, int row, int rows) {
+    untold = {z.counters.products_done + t.block, nullptr, 0};
+    if (!t.valid) return;
+    const int unit = t.unit + group;
+    int* const flag = (t.kind == Kind::d_q ? z.counters.query_flags : z.counters.key_flags) + unit * 4 + warp;
+    float4* const image = (t.kind == Kind::d_q ? z.query_sums : z.key_sums) +
+                          static_cast<std::int64_t>(unit) * (64 * 256 / 4) + thread;
+    if (t.wait > 0) {
+      if (lane == 0) wait_at_least(flag, t.wait);
+      __syncwarp();
     }
-    if (thread == 0) add_release(z.counters.products_done + t.block, 1);
+    if (!t.first) {
+#pragma unroll
+      for (int i = 0; i < 32; i += 16) {
+        float4 x[16];
+#pragma unroll
+        for (int j = 0; j < 16; ++j) x[j] = __ldcg(image + (i + j) * 128);
+#pragma unroll
+        for (int j = 0; j < 16; ++j) {
+          sums[4 * (i + j)] += x[j].x, sums[4 * (i + j) + 1] += x[j].y;
+          sums[4 * (i + j) + 2] += x[j].z, sums[4 * (i + j) + 3] += x[j].w;
+        }
+      }
+    }
+    if (t.last) {
+      store_rows(panel(), sums, {1.0f, 1.0f}, result, row + group * 64 + warp * 16, rows, t.half * 256);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 32; ++i)
+        __stcg(image + i * 128, make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
+    }
+    untold.flag = flag, untold.value = t.set;
   }
 
   __device__ void run() {
@@ -370,21 +228,20 @@ struct Consumer {
       if (t.kind == Kind::scores) {
         scores(t);
       } else {
-        signal_tiles();
         if (t.kind == Kind::d_q) {
-          product<Major::k, Major::mn>(t.steps, false);
+          product<Major::k, Major::mn>(t.steps);
         } else {
-          product<Major::mn, Major::mn>(t.steps, false);
+          product<Major::mn, Major::mn>(t.steps);
         }
+        tell();
         if (t.kind == Kind::d_q) {
-          accumulate(t, maps.d_q, t.row);
+          accumulate(t, z.d_q, t.row, z.rows());
         } else {
-          accumulate(t, t.kind == Kind::d_k ? maps.d_k : maps.d_v, t.key);
+          accumulate(t, t.kind == Kind::d_k ? z.d_k : z.d_v, t.key, z.tokens);
         }
       }
     }
-    signal_tiles();
-    bulk_wait<0>();
+    tell();
   }
 };
 
@@ -392,7 +249,6 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     attention512_gradients(const __grid_constant__ Maps maps, const __grid_constant__ Problem z) {
   extern __shared__ std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
-  const int rank = static_cast<int>(cluster_rank());
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(shared_address(&shared.full[i]), 1);
@@ -401,19 +257,18 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     for (int i = 0; i < 2; ++i) {
       barrier_init(shared_address(&shared.task_full[i]), 1);
       barrier_init(shared_address(&shared.task_empty[i]), 8);
-      barrier_init(shared_address(&shared.ticket_full[i]), 1);
-      barrier_init(shared_address(&shared.ticket_empty[i]), kCtas);
     }
+    shared.tickets.init();
     fence_barrier_init();
   }
   cluster_arrive();
   cluster_wait();
   if (threadIdx.x < 128) {
     registers_dec<40>();
-    if (threadIdx.x < 32) Loader{maps, z, shared, rank, static_cast<int>(threadIdx.x), {}, {}, {}, {}}.run();
+    if (threadIdx.x < 32) Loader(maps, z, shared).run();
   } else {
     registers_inc<232>();
-    Consumer(maps, z, shared, static_cast<int>(threadIdx.x) / 128 - 1).run();
+    Consumer(z, shared, static_cast<int>(threadIdx.x) / 128 - 1).run();
   }
   // A CTA that ends early would take its barriers and its ring from under the other.
   __syncwarp();
@@ -493,13 +348,6 @@ CUtensorMap blocks_map(const Tensor& x) {
                           .box = {64, 64, 4 / kCtas}});
 }
 
-int processors() {
-  int device = 0, count = 0;
-  cuda_ok(cudaGetDevice(&device), "cudaGetDevice");
-  cuda_ok(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting SMs");
-  return count;
-}
-
 }  // namespace
 
 void attention512_backward(Stream& stream, const AttentionBackward& op) {
@@ -521,14 +369,11 @@ void attention512_backward(Stream& stream, const AttentionBackward& op) {
                   rows_map(op.v, kKeyTile / kCtas),
                   blocks_map(op.q),
                   blocks_map(op.d_out),
-                  blocks_map(op.k),
-                  rows_map(op.d_q, 16),
-                  rows_map(op.d_k, 16),
-                  rows_map(op.d_v, 16)};
+                  blocks_map(op.k)};
   static const cudaError_t allowed =
       cudaFuncSetAttribute(attention512_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   cuda_ok(allowed, "shared memory of attention512_gradients");
-  static const int ctas = processors() / kCtas * kCtas;
+  const int ctas = processors() / kCtas * kCtas;
   attention512_gradients<<<static_cast<unsigned>(ctas), kThreads, kSharedBytes, s>>>(maps, z);
   launched("AttentionBackward");
 }

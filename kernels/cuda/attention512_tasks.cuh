@@ -1,23 +1,20 @@
 // The backward for head dimension 512 as a sequence of tasks: which exist, in what order a cluster takes
 // them, what each reads, and what it waits for. docs/attention512.md explains the order.
 #pragma once
-#include "kernels/cuda/attention512_plan.h"
-#include "kernels/cuda/device.cuh"
-#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/attention512_cluster.cuh"
 #include "kernels/ops.h"
 
 namespace lapidary::attention512 {
 
-constexpr int kDim = kAttention512Dim, kTile = kAttention512Tile, kKeyTile = 2 * kTile;
-constexpr int kCtas = 2;  ///< of a cluster; each takes kTile rows (or keys) of a task
+constexpr int kTile = kAttention512Tile;  ///< rows (or keys) of a CTA's part of a task
+constexpr int kKeyTile = 2 * kTile;
 constexpr int kPanel =
     64 * 64 * 2;  ///< bytes of 64 rows of 64 columns of p or ds, swizzled as TMA and wgmma do
 constexpr int kSlots = kAttention512Slots;  ///< blocks whose p and ds are kept at a time
 constexpr int kAhead = 1;  ///< blocks by which scores run ahead of the products that read them
 /// What one scores task adds to scores_done: one from each computing warp.
 constexpr int kScoreSignals = kCtas * 8;
-constexpr int kProductSignals = kCtas * 2;  ///< one from each computing warpgroup
-constexpr float kLog2e = 1.4426950408889634f;
+constexpr int kProductSignals = kCtas * 8;
 
 // -------------------------------------------------------------------------------- between the clusters
 
@@ -26,11 +23,15 @@ __device__ inline int load_acquire(const int* p) {
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
   return x;
 }
-__device__ inline void store_release(int* p, int x) {
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+/// What this thread has written, or seen written by its warp, before what it stores or adds after.
+__device__ inline void fence_gpu() {
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
-__device__ inline void add_release(int* p, int x) {
-  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+__device__ inline void store_relaxed(int* p, int x) {
+  asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+__device__ inline void add_relaxed(int* p, int x) {
+  asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
 __device__ inline void wait_at_least(const int* p, int x) {
   while (load_acquire(p) < x) __nanosleep(64);
@@ -40,13 +41,6 @@ __device__ inline float exp2_fast(float x) {
   float y;
   asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));  // volatile: in order, fewer at a time
   return y;
-}
-
-/// Two bf16, the first in the low half.
-__device__ inline std::uint32_t pack(float x, float y) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-  return static_cast<std::uint32_t>(__bfloat16_as_ushort(pair.x)) |
-         static_cast<std::uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
 }
 
 // ------------------------------------------------------------------------------------------ the problem
@@ -61,8 +55,8 @@ struct Block {
 struct Counters {
   int *ticket, *blocks;
   int *scores_done, *products_done;  ///< by block
-  int* query_flags;                  ///< by unit of a chunk's dq: blocks whose part is in
-  int* key_flags;                    ///< by unit of dk and dv: chunks whose part is in
+  int* query_flags;                  ///< by unit of a chunk's dq and warp: blocks whose part is in
+  int* key_flags;                    ///< by unit of dk and dv and warp: chunks whose part is in
 };
 
 /// Sums are kept as units of 64 rows and 256 columns in the order of wgmma's registers: 32 float4 of every
@@ -70,6 +64,7 @@ struct Counters {
 struct Problem {
   int tokens, heads, chunk_tokens, range_keys;
   const std::int32_t *lo, *hi;
+  Bf16 *d_q, *d_k, *d_v;
   float2* statistics;  ///< by row: log-sum-exp in log2, dot product of output and its gradient
   Block* blocks;
   std::byte* tiles;  ///< p and ds of kSlots blocks
@@ -98,9 +93,12 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
     return out;
   };
   Problem z{};
-  z.tokens = static_cast<int>(op.q.size(0)), z.heads = static_cast<int>(op.q.size(1));
-  z.chunk_tokens = static_cast<int>(plan.chunk_tokens), z.range_keys = static_cast<int>(plan.range_keys);
+  const AttentionSizes sizes{op.q.size(0), op.q.size(1), op.k.size(1), op.q.size(2)};
+  const Attention512Block block = attention512_block(sizes, plan, op.host_lo, op.host_hi);
+  z.tokens = static_cast<int>(sizes.tokens), z.heads = static_cast<int>(sizes.heads);
+  z.chunk_tokens = static_cast<int>(block.tokens), z.range_keys = static_cast<int>(block.keys);
   z.lo = ptr<std::int32_t>(op.lo), z.hi = ptr<std::int32_t>(op.hi);
+  z.d_q = ptr<Bf16>(op.d_q), z.d_k = ptr<Bf16>(op.d_k), z.d_v = ptr<Bf16>(op.d_v);
   z.statistics = reinterpret_cast<float2*>(take(plan.statistics));
   z.key_sums = reinterpret_cast<float4*>(take(plan.key_sums));
   z.query_sums = reinterpret_cast<float4*>(take(plan.query_sums));
@@ -114,7 +112,8 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
   };
   z.counters.ticket = count(1), z.counters.blocks = count(1);
   z.counters.scores_done = count(plan.most_blocks), z.counters.products_done = count(plan.most_blocks);
-  z.counters.query_flags = count(plan.query_units), z.counters.key_flags = count(plan.key_units);
+  z.counters.query_flags = count(plan.query_units * kAttention512Widest * 4);
+  z.counters.key_flags = count(plan.key_units * 4);
   return z;
 }
 
@@ -218,22 +217,40 @@ class Walk {
     return t;
   }
 
+  /// The first of a chunk's boxes of 64 rows that sees a key from `key` on, and the first that sees none
+  /// before `key` any more; `boxes` where there is none. A whole warp looks at up to 32 boxes at a time, then
+  /// closer.
+  __device__ int first_box(int key, int boxes, int lane) const {
+    return first_that(boxes, lane, [&](int box) {
+      return z_.hi[token_of(b_.row + min((box + 1) * 64, b_.rows) - 1)] > key;
+    });
+  }
+  __device__ int end_box(int key, int boxes, int lane) const {
+    return first_that(boxes, lane, [&](int box) { return z_.lo[token_of(b_.row + box * 64)] >= key; });
+  }
+  /// The first of n for which a monotone condition holds, or n.
+  template <class Condition>
+  __device__ static int first_that(int n, int lane, Condition&& holds) {
+    int from = 0, to = n;  // it holds nowhere before `from`, and everywhere from `to` on
+    while (from < to) {
+      const int each = (to - from + 31) / 32, at = from + (lane + 1) * each - 1;
+      const unsigned found = __ballot_sync(0xffffffffu, at >= to || holds(at));
+      if (found == 0) return to;
+      const int groups = __ffs(static_cast<int>(found)) - 1;
+      to = min(to, from + (groups + 1) * each - 1);
+      from += groups * each;
+    }
+    return to;
+  }
+
   __device__ Task d_key(int index, int rank, int lane) const {
     const int tile = index / 4, key = b_.key + tile * kKeyTile;
     Task t{};
     t.kind = index % 2 == 0 ? Kind::d_k : Kind::d_v, t.block = block_, t.half = index / 2 % 2;
     t.row = b_.row, t.key = key + rank * kTile, t.panel = tile * (kKeyTile / 64) + rank * (kTile / 64);
-    // The chunk's boxes of rows that see a key of the tile: a lane looks at `each` boxes.
-    const int boxes = (b_.rows + 63) / 64, each = (boxes + 31) / 32;
-    bool sees = false;
-    if (lane * each < boxes)
-      sees = z_.lo[token_of(b_.row + lane * each * 64)] < key + kKeyTile &&
-             z_.hi[token_of(b_.row + min((lane + 1) * each, boxes) * 64 - 1)] > key;
-    const unsigned all = __ballot_sync(0xffffffffu, sees);
-    if (all != 0) {
-      t.first_step = (__ffs(static_cast<int>(all)) - 1) * each;
-      t.steps = min((32 - __clz(static_cast<int>(all))) * each, boxes) - t.first_step;
-    }
+    const int boxes = (b_.rows + 63) / 64, end = end_box(key + kKeyTile, boxes, lane);
+    t.first_step = first_box(key, boxes, lane);
+    t.steps = max(end - t.first_step, 0);
     const int place = t.key / kTile, next = b_.row / z_.heads + z_.chunk_tokens;
     t.unit = ((t.kind == Kind::d_k ? 0 : 2) + t.half) * z_.key_boxes() + place * 2;
     t.valid = t.key < b_.key + b_.keys;
