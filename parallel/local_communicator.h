@@ -27,13 +27,16 @@ class LocalCommunicator final : public Communicator {
 /// forecast says; wait() moves the clock to its end.
 class PlanCommunicator final : public Communicator {
  public:
-  PlanCommunicator(std::string name, int rank, int size) : name_(std::move(name)), rank_(rank), size_(size) {}
+  PlanCommunicator(std::string name, int rank, int size, bool copies = false)
+      : name_(std::move(name)), rank_(rank), size_(size), copies_(copies) {}
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   const std::string& name() const override { return name_; }
   Ticket all_gather(Stream& after, const Tensor& send, const Tensor& recv) override;
   Ticket reduce_scatter(Stream& after, const Tensor& send, const Tensor& recv) override;
   Ticket all_reduce(Stream& after, const Tensor& data, Reduction reduction) override;
+  bool copies() const override { return copies_; }
+  Ticket exchange(Stream& after, const Tensor& send, const Tensor& parts) override;
   void wait(Stream& stream, Ticket& ticket) override;
 
  private:
@@ -41,6 +44,7 @@ class PlanCommunicator final : public Communicator {
 
   std::string name_;
   int rank_, size_;
+  bool copies_;
   double busy_until_ = 0;  ///< on the forecast's clock
 };
 
@@ -48,5 +52,6 @@ class PlanCommunicator final : public Communicator {
 void check_all_gather(const Communicator& group, const Tensor& send, const Tensor& recv);
 void check_reduce_scatter(const Communicator& group, const Tensor& send, const Tensor& recv);
 void check_all_reduce(const Communicator& group, const Tensor& data);
+void check_exchange(const Communicator& group, const Tensor& send, const Tensor& parts);
 
 }  // namespace lapidary
