@@ -141,6 +141,10 @@ double traffic_of(const Add& op) {
   return moved(op.in) + updated(op.out);
 }
 
+double traffic_of(const RankSum& op) {
+  return moved(op.own, op.others) + (op.accumulate ? updated(op.out) : moved(op.out));
+}
+
 double traffic_of(const FillNormal& op) {
   return moved(op.out);
 }

@@ -32,6 +32,7 @@ double traffic_of(const struct ClipFactor& op);
 double traffic_of(const struct Fill& op);
 double traffic_of(const struct Copy& op);
 double traffic_of(const struct Add& op);
+double traffic_of(const struct RankSum& op);
 double traffic_of(const struct FillNormal& op);
 
 }  // namespace lapidary

@@ -1,4 +1,4 @@
-// What both kernels for head dimension 512 share: positions in rings, the tickets by which clusters take work
+// What the backward for head dimension 512 is put together from: positions in rings, the tickets by which clusters take work
 // from a counter, and the way results leave.
 #pragma once
 #include "kernels/cuda/attention512_plan.h"
