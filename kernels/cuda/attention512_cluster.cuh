@@ -1,5 +1,5 @@
-// What the backward for head dimension 512 is put together from: positions in rings, the tickets by which clusters take work
-// from a counter, and the way results leave.
+// What the backward for head dimension 512 is put together from: positions in rings, the tickets by which
+// clusters take work from a counter, and the way results leave.
 #pragma once
 #include "kernels/cuda/attention512_plan.h"
 #include "kernels/cuda/device.cuh"
