@@ -19,12 +19,11 @@ using namespace attention512;
 constexpr int kStages = 4;
 constexpr int kStageA = kTile * 64 * 2, kStageB = kKeyTile * 64 * 2, kStage = kStageA + kStageB;
 constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 columns
-constexpr int kApart = 2;                ///< steps between the two computing warpgroups, of kStages
 constexpr int kThreads = 3 * 128;        ///< a warpgroup that loads, two that compute
 
 struct Shared {
   alignas(1024) std::byte ring[kStages][kStage];
-  alignas(1024) std::byte staging[2][2][kPanel];  ///< by warpgroup; two panels each on their way out
+  alignas(1024) std::byte staging[2][kPanel];  ///< by warpgroup: panels on their way out
   Task task[2];
   int ticket[2];
   alignas(8) std::uint64_t full[kStages], empty[kStages], task_full[2], task_empty[2], ticket_full[2],
@@ -35,7 +34,7 @@ static_assert(kSharedBytes <= 227 * 1024);
 
 /// The operands as TMA sees them. Suffix 2: rows of 64 columns; 3: blocks of 64 columns of 64 rows.
 struct Maps {
-  CUtensorMap q2, d_out2, k2, v2, q3, d_out3, k3, d_q, d_k, d_v;
+  CUtensorMap q2, d_out2, k2, v2, q3, d_out3, k3;
 };
 
 /// A position in a ring of `kSize`.
@@ -138,7 +137,7 @@ struct Loader {
     while (walk.seek(take_ticket())) {
       Task t = walk.task(rank, lane);
       if (t.kind == Kind::nothing) {
-        if (rank == 0 && lane == 0) add_release(z.counters.scores_done + t.block, kScoreSignals);
+        if (rank == 0 && lane == 0) add_relaxed(z.counters.scores_done + t.block, kScoreSignals);
         fetch_ticket();
         continue;
       }
@@ -163,8 +162,12 @@ struct Consumer {
   const int group, thread, warp, lane;
   Cursor<kStages> stage;
   Cursor<2> task;
-  int panel = 0;         ///< panels staged so far
-  int unsignalled = -1;  ///< block whose tiles this warp has stored without telling
+  /// What this warp has stored without telling.
+  struct {
+    int* counter = nullptr;
+    int* flag = nullptr;
+    int value = 0;
+  } untold;
   float sums[128];
 
   __device__ Consumer(const Maps& m, const Problem& problem, Shared& memory, int warpgroup)
@@ -176,22 +179,23 @@ struct Consumer {
         warp(thread / 32),
         lane(thread % 32) {}
 
-  /// Tells that the tiles stored last are complete. Not at once: the stores end beside the next product.
-  __device__ void signal_tiles() {
-    if (unsignalled >= 0 && lane == 0) {
-      bulk_wait<0>();
-      fence_async();
-      add_release(z.counters.scores_done + unsignalled, 1);
+  /// Tells that what this warp stored last is there. Not at once, for the fence waits for the stores: they
+  /// end beside the next product.
+  __device__ void tell() {
+    __syncwarp();
+    if (untold.counter != nullptr && lane == 0) {
+      fence_gpu();
+      if (untold.flag != nullptr) store_relaxed(untold.flag, untold.value);
+      add_relaxed(untold.counter, 1);
     }
-    unsignalled = -1;
+    untold = {};
   }
 
   __device__ Task next_task() {
     const std::uint32_t full = shared_address(&shared.task_full[task.slot]);
-    // Whoever waits may wait for these very tiles.
+    // Whoever waits may wait for what is untold.
     if (!__all_sync(0xffffffffu, test_wait(full, task.phase))) {
-      signal_tiles();
-      __syncwarp();
+      tell();
       wait(full, task.phase);
     }
     const Task t = shared.task[task.slot];
@@ -207,14 +211,13 @@ struct Consumer {
       arrive_at(shared_address(&shared.empty[slot]), static_cast<std::uint32_t>(warp));
   }
 
-  /// sums = first operand [64, 64 steps] second operand [64 steps, 256]. Where `apart`, the second warpgroup
-  /// begins kApart steps behind the first, so that one multiplies while the other is at what follows.
+  /// sums = start of their row + first operand [64, 64 steps] second operand [64 steps, 256].
   template <Major kA, Major kB>
-  __device__ void product(int steps, bool apart) {
+  __device__ void product(int steps, float start = 0.0f, float start_below = 0.0f) {
     int before = 0;
-    if (apart && group == 1) named_sync(3, 256);
 #pragma unroll
-    for (float& x : sums) x = 0.0f;
+    for (int i = 0; i < 128; ++i) sums[i] = i / 2 % 2 == 0 ? start : start_below;
+#pragma unroll 1
     for (int s = 0; s < steps; ++s) {
       wait(shared_address(&shared.full[stage.slot]), stage.phase);
       const std::uint32_t at = shared_address(shared.ring[stage.slot]);
@@ -226,7 +229,6 @@ struct Consumer {
       wgmma_commit();
       wgmma_wait<1>();
       if (s > 0) release(before);
-      if (apart && group == 0 && s == kApart) named_arrive(3, 256);
       before = stage.slot;
       stage.next();
     }
@@ -235,57 +237,85 @@ struct Consumer {
     if (steps > 0) release(before);
   }
 
-  /// Puts 16 rows of 64 columns of this warp into shared memory and returns where; lane 0 then sends them.
+  /// This warp's 16 rows of 64 columns in shared memory, swizzled as in a tile.
   __device__ std::uint32_t stage_panel(const std::uint32_t (&word)[16]) {
-    const std::uint32_t box = shared_address(shared.staging[group][panel++ % 2]);
-    if (lane == 0) bulk_wait_read<1>();
+    const std::uint32_t panel = shared_address(shared.staging[group]);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t four[4] = {word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]};
-      store_matrices(box + swizzle128((warp * 16 + lane % 16) * 128 + i * 32 + lane / 16 * 16), four);
+      store_matrices(panel + swizzle128((warp * 16 + lane % 16) * 128 + i * 32 + lane / 16 * 16), four);
     }
-    fence_async_shared();
     __syncwarp();
-    return box + warp * kWarpPanel;
+    return panel + warp * kWarpPanel;
   }
 
   __device__ void store_tile(const Task& t, bool gradients, int column, const std::uint32_t (&word)[16]) {
-    const std::uint32_t from = stage_panel(word);
-    if (lane == 0) {
-      bulk_store(z.tile(t.block, gradients, t.panel + column, t.box + group) + warp * kWarpPanel, from,
-                 kWarpPanel);
-      bulk_commit();
+    const std::uint32_t from = stage_panel(word) + lane * 16;
+    std::byte* const to =
+        z.tile(t.block, gradients, t.panel + column, t.box + group) + warp * kWarpPanel + lane * 16;
+#pragma unroll
+    for (int i = 0; i < kWarpPanel; i += 512) *reinterpret_cast<uint4*>(to + i) = load_shared(from + i);
+  }
+
+  /// Rounds the sums to rows of a result, as far as it has them.
+  __device__ void store_result(Bf16* result, int row, int rows, int half) {
+    row += group * 64 + warp * 16 + lane / 8;
+#pragma unroll
+    for (int column = 0; column < 4; ++column) {
+      std::uint32_t word[16];
+#pragma unroll
+      for (int i = 0; i < 16; ++i) word[i] = pack(sums[column * 32 + 2 * i], sums[column * 32 + 2 * i + 1]);
+      const std::uint32_t from = stage_panel(word);
+      Bf16* const to =
+          result + static_cast<std::int64_t>(row) * kDim + half * 256 + column * 64 + lane % 8 * 8;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (row + i * 4 < rows)
+          *reinterpret_cast<uint4*>(to + i * 4 * kDim) = load_shared(from + swizzle128(i * 512 + lane * 16));
+      }
     }
   }
 
-  /// Puts `value` in the place of keys outside [from, to).
-  __device__ void hide(const int (&from)[2], const int (&to)[2], float value) {
+  /// The row of the problem that this thread's sums i with i / 2 % 2 == r belong to.
+  __device__ int row_of(const Task& t, int r) const {
+    return t.row + group * 64 + warp * 16 + lane / 4 + 8 * r;
+  }
+
+  /// Keys of the tile that a row sees.
+  __device__ int2 visible(const Task& t, int r) const {
+    const int row = row_of(t, r);
+    if (row >= z.rows()) return make_int2(0, 0);
+    return make_int2(z.lo[row / z.heads] - t.key, z.hi[row / z.heads] - t.key);
+  }
+
+  /// Puts `value` in the place of keys that their row does not see.
+  __device__ void hide(const Task& t, float value) {
+    const int2 see[2] = {visible(t, 0), visible(t, 1)};
 #pragma unroll
     for (int i = 0; i < 128; ++i) {
       const int key = i / 4 * 8 + lane % 4 * 2 + i % 2, r = i / 2 % 2;
-      if (key < from[r] || key >= to[r]) sums[i] = value;
+      if (key < see[r].x || key >= see[r].y) sums[i] = value;
     }
   }
 
   /// p and ds of 64 rows and 256 keys.
   __device__ void scores(const Task& t) {
     float lse[2], delta[2];
-    int from[2], to[2];
+    bool covered = true;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = t.row + group * 64 + warp * 16 + lane / 4 + 8 * r;
-      const bool inside = row < z.rows();
-      const float2 statistics = inside ? z.statistics[row] : make_float2(0, 0);
+      const int row = row_of(t, r);
+      const float2 statistics = row < z.rows() ? z.statistics[row] : make_float2(0, 0);
       lse[r] = statistics.x, delta[r] = statistics.y;
-      from[r] = inside ? z.lo[row / z.heads] - t.key : 0;
-      to[r] = inside ? z.hi[row / z.heads] - t.key : 0;
+      const int2 see = visible(t, r);
+      covered = covered && see.x <= 0 && see.y >= kKeyTile;
     }
-    const bool covered = __all_sync(0xffffffffu, max(from[0], from[1]) <= 0 && min(to[0], to[1]) >= kKeyTile);
+    covered = __all_sync(0xffffffffu, covered);
     std::uint32_t p[64];
-    product<Major::k, Major::k>(kDim / 64, true);
-    signal_tiles();
-    if (!covered) hide(from, to, -INFINITY);
+    product<Major::k, Major::k>(kDim / 64);
+    tell();
+    if (!covered) hide(t, -INFINITY);
 #pragma unroll
     for (int column = 0; column < 4; ++column) {
       std::uint32_t word[16];
@@ -297,70 +327,56 @@ struct Consumer {
       }
       store_tile(t, false, column, word);
     }
-    product<Major::k, Major::k>(kDim / 64, false);
-    if (!covered) hide(from, to, 0.0f);  // whatever a hidden key holds, infinities too, stays out
+    product<Major::k, Major::k>(kDim / 64, -delta[0], -delta[1]);
+    if (!covered) hide(t, 0.0f);  // whatever a hidden key holds, infinities too, stays out
 #pragma unroll
     for (int column = 0; column < 4; ++column) {
       std::uint32_t word[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const int at = column * 16 + i;
-        word[i] = pack(__uint_as_float(p[at] << 16) * (sums[2 * at] - delta[at % 2]),
-                       __uint_as_float(p[at] & 0xffff0000u) * (sums[2 * at + 1] - delta[at % 2]));
+        word[i] = pack(__uint_as_float(p[at] << 16) * sums[2 * at],
+                       __uint_as_float(p[at] & 0xffff0000u) * sums[2 * at + 1]);
       }
       store_tile(t, true, column, word);
     }
-    unsignalled = t.block;
+    untold = {z.counters.scores_done + t.block, nullptr, 0};
   }
 
-  /// Adds this warpgroup's 64 rows of dq, dk or dv to what earlier blocks have summed, in the blocks' order,
-  /// and keeps the sum or, after the last, rounds it.
-  __device__ void accumulate(const Task& t, const CUtensorMap& result, int row) {
-    if (t.valid) {
-      const int unit = t.unit + group;
-      int* const flag = (t.kind == Kind::d_q ? z.counters.query_flags : z.counters.key_flags) + unit;
-      float4* const image = (t.kind == Kind::d_q ? z.query_sums : z.key_sums) +
-                            static_cast<std::int64_t>(unit) * (64 * 256 / 4) + thread;
-      if (t.wait > 0) {
-        if (thread == 0) wait_at_least(flag, t.wait);
-        named_sync(1 + group, 128);
-      }
-      if (!t.first) {
-#pragma unroll
-        for (int i = 0; i < 32; i += 16) {
-          float4 x[16];
-#pragma unroll
-          for (int j = 0; j < 16; ++j) x[j] = __ldcg(image + (i + j) * 128);
-#pragma unroll
-          for (int j = 0; j < 16; ++j) {
-            sums[4 * (i + j)] += x[j].x, sums[4 * (i + j) + 1] += x[j].y;
-            sums[4 * (i + j) + 2] += x[j].z, sums[4 * (i + j) + 3] += x[j].w;
-          }
-        }
-      }
-      if (!t.last) {
-#pragma unroll
-        for (int i = 0; i < 32; ++i)
-          __stcg(image + i * 128,
-                 make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
-      } else {
-#pragma unroll
-        for (int column = 0; column < 4; ++column) {
-          std::uint32_t word[16];
-#pragma unroll
-          for (int i = 0; i < 16; ++i)
-            word[i] = pack(sums[column * 32 + 2 * i], sums[column * 32 + 2 * i + 1]);
-          const std::uint32_t from = stage_panel(word);
-          if (lane == 0) {
-            tma_store(result, Box(t.half * 256 + column * 64, row + group * 64 + warp * 16), from);
-            bulk_commit();
-          }
-        }
-      }
-      named_sync(1 + group, 128);
-      if (thread == 0) store_release(flag, t.set);
+  /// Adds 64 rows of dq, dk or dv to what earlier blocks have summed, in the blocks' order, and keeps the sum
+  /// or, after the last, rounds it. Every warp has flags of its own: it meets only itself.
+  __device__ void accumulate(const Task& t, Bf16* result, int row, int rows) {
+    untold = {z.counters.products_done + t.block, nullptr, 0};
+    if (!t.valid) return;
+    const int unit = t.unit + group;
+    int* const flag = (t.kind == Kind::d_q ? z.counters.query_flags : z.counters.key_flags) + unit * 4 + warp;
+    float4* const image = (t.kind == Kind::d_q ? z.query_sums : z.key_sums) +
+                          static_cast<std::int64_t>(unit) * (64 * 256 / 4) + thread;
+    if (t.wait > 0) {
+      if (lane == 0) wait_at_least(flag, t.wait);
+      __syncwarp();
     }
-    if (thread == 0) add_release(z.counters.products_done + t.block, 1);
+    if (!t.first) {
+#pragma unroll
+      for (int i = 0; i < 32; i += 16) {
+        float4 x[16];
+#pragma unroll
+        for (int j = 0; j < 16; ++j) x[j] = __ldcg(image + (i + j) * 128);
+#pragma unroll
+        for (int j = 0; j < 16; ++j) {
+          sums[4 * (i + j)] += x[j].x, sums[4 * (i + j) + 1] += x[j].y;
+          sums[4 * (i + j) + 2] += x[j].z, sums[4 * (i + j) + 3] += x[j].w;
+        }
+      }
+    }
+    if (t.last) {
+      store_result(result, row, rows, t.half);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 32; ++i)
+        __stcg(image + i * 128, make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
+    }
+    untold.flag = flag, untold.value = t.set;
   }
 
   __device__ void run() {
@@ -370,21 +386,20 @@ struct Consumer {
       if (t.kind == Kind::scores) {
         scores(t);
       } else {
-        signal_tiles();
         if (t.kind == Kind::d_q) {
-          product<Major::k, Major::mn>(t.steps, false);
+          product<Major::k, Major::mn>(t.steps);
         } else {
-          product<Major::mn, Major::mn>(t.steps, false);
+          product<Major::mn, Major::mn>(t.steps);
         }
+        tell();
         if (t.kind == Kind::d_q) {
-          accumulate(t, maps.d_q, t.row);
+          accumulate(t, z.d_q, t.row, z.rows());
         } else {
-          accumulate(t, t.kind == Kind::d_k ? maps.d_k : maps.d_v, t.key);
+          accumulate(t, t.kind == Kind::d_k ? z.d_k : z.d_v, t.key, z.tokens);
         }
       }
     }
-    signal_tiles();
-    bulk_wait<0>();
+    tell();
   }
 };
 
@@ -521,10 +536,7 @@ void attention512_backward(Stream& stream, const AttentionBackward& op) {
                   rows_map(op.v, kKeyTile / kCtas),
                   blocks_map(op.q),
                   blocks_map(op.d_out),
-                  blocks_map(op.k),
-                  rows_map(op.d_q, 16),
-                  rows_map(op.d_k, 16),
-                  rows_map(op.d_v, 16)};
+                  blocks_map(op.k)};
   static const cudaError_t allowed =
       cudaFuncSetAttribute(attention512_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   cuda_ok(allowed, "shared memory of attention512_gradients");

@@ -32,7 +32,7 @@ struct Shared {
   alignas(1024) std::byte p[2 * kBox];       ///< probabilities [64, 128]
   alignas(1024) std::byte ring[kStages * kStage];
   float most[2][2][kRows];  ///< by parity of the tile and warpgroup: maxima, at last sums
-  alignas(8) std::uint64_t full[kStages], empty[kStages], q_full;
+  alignas(8) std::uint64_t full[kStages], empty[kStages], q_full[kSteps];
 };
 constexpr int kSharedBytes = sizeof(Shared) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
@@ -60,20 +60,24 @@ struct Cursor {
 /// Keys that some row of the cluster sees, in tiles of kKeys from `begin`.
 struct KeyTiles {
   int begin, count;
+  int last_steps;  ///< stages of the last tile's values: keys behind the last visible one are left out
   __device__ KeyTiles(const Sizes& z, const std::int32_t* lo, const std::int32_t* hi, int first_row) {
     const int last_row = min(first_row + kCtas * kRows, z.rows()) - 1;
     begin = lo[first_row / z.heads];
-    count = max(hi[last_row / z.heads] - begin + kKeys - 1, 0) / kKeys;
+    const int keys = max(hi[last_row / z.heads] - begin, 0);
+    count = (keys + kKeys - 1) / kKeys;
+    last_steps = (keys - (count - 1) * kKeys + 15) / 16;
   }
 };
 
 /// The loading thread: every box of keys and values goes to both CTAs, each of which fetches half.
 __device__ void load(const CUtensorMap& q, const CUtensorMap& k, const CUtensorMap& v, Shared& shared,
                      const KeyTiles& tiles, int first_row, int rank) {
-  const std::uint32_t q_full = shared_address(&shared.q_full);
-  arrive_expect(q_full, kSteps * kBox);
-  for (int i = 0; i < kSteps; ++i)
-    tma_load(shared_address(shared.q) + i * kBox, q, Box(i * 64, first_row), q_full);
+  const auto load_queries = [&](int i) {
+    const std::uint32_t full = shared_address(&shared.q_full[i]);
+    arrive_expect(full, kBox);
+    tma_load(shared_address(shared.q) + i * kBox, q, Box(i * 64, first_row), full);
+  };
   Cursor at;
   constexpr std::uint16_t kAll = (1 << kCtas) - 1;
   const auto stage = [&](auto&& copy) {
@@ -86,13 +90,15 @@ __device__ void load(const CUtensorMap& q, const CUtensorMap& k, const CUtensorM
   for (int tile = 0; tile <= tiles.count; ++tile) {
     const int key = tiles.begin + tile * kKeys;
     if (tile < tiles.count) {
-      for (int i = 0; i < kSteps; ++i)
+      for (int i = 0; i < kSteps; ++i) {
+        if (tile == 0) load_queries(i);
         stage([&](std::uint32_t to, std::uint32_t full) {
           tma_load_multicast(to, k, Box(i * 64, key + rank * 64), full, kAll);
         });
+      }
     }
     if (tile > 0) {
-      for (int i = 0; i < kSteps; ++i)
+      for (int i = 0; i < (tile < tiles.count ? kSteps : tiles.last_steps); ++i)
         stage([&](std::uint32_t to, std::uint32_t full) {
           tma_load_multicast(to, v, Box(0, key - kKeys + i * 16, rank * 4), full, kAll);
         });
@@ -207,9 +213,9 @@ struct Consumer {
   }
 
   __device__ static std::uint32_t pack(float x, float y) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-    return static_cast<std::uint32_t>(__bfloat16_as_ushort(pair.x)) |
-           static_cast<std::uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
+    std::uint32_t both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
+    return both;
   }
 
   /// Where this lane's row of the 16 columns `i` of a swizzled box begins, for store_matrices.
@@ -278,9 +284,11 @@ __device__ void compute(const CUtensorMap& out, Shared& shared, const Sizes& z, 
     const int key = tiles.begin + tile * kKeys;
     return all_lo <= key && key + kKeys <= all_hi;
   };
-  wait(shared_address(&shared.q_full), 0);
   if (tiles.count > 0) {
-    for (int i = 0; i < kSteps; ++i) c.score_step(i);
+    for (int i = 0; i < kSteps; ++i) {
+      wait(shared_address(&shared.q_full[i]), 0);
+      c.score_step(i);
+    }
     wgmma_wait<0>();
     pin(c.s);
     c.release(kSteps);
@@ -308,8 +316,7 @@ __device__ void compute(const CUtensorMap& out, Shared& shared, const Sizes& z, 
     c.finish_values(tiles.count > 1 ? 2 : 0);
     c.put_probabilities();
     named_sync(3, 256);
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) c.value_step(i);
+    for (int i = 0; i < tiles.last_steps; ++i) c.value_step(i);
   }
   wgmma_wait<0>();
   pin(c.o);
@@ -371,7 +378,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
       barrier_init(shared_address(&shared.full[i]), 1);
       barrier_init(shared_address(&shared.empty[i]), 2 * kCtas);
     }
-    barrier_init(shared_address(&shared.q_full), 1);
+    for (int i = 0; i < kSteps; ++i) barrier_init(shared_address(&shared.q_full[i]), 1);
     fence_barrier_init();
   }
   cluster_arrive();

@@ -51,7 +51,7 @@ inline Attention512Scratch attention512_scratch(const AttentionSizes& s) {
   out.tiles = column * static_cast<std::size_t>(out.range_keys);
   out.most_blocks = chunks * ((s.tokens + kAttention512Tile + out.range_keys - 1) / out.range_keys);
   out.blocks = align(out.most_blocks * 32);
-  out.counters = align((2 + 2 * out.most_blocks + out.query_units + out.key_units) * 4);
+  out.counters = align((2 + 2 * out.most_blocks + (out.query_units + out.key_units) * 4) * 4);
   return out;
 }
 

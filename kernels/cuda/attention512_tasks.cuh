@@ -16,7 +16,7 @@ constexpr int kSlots = kAttention512Slots;  ///< blocks whose p and ds are kept 
 constexpr int kAhead = 1;  ///< blocks by which scores run ahead of the products that read them
 /// What one scores task adds to scores_done: one from each computing warp.
 constexpr int kScoreSignals = kCtas * 8;
-constexpr int kProductSignals = kCtas * 2;  ///< one from each computing warpgroup
+constexpr int kProductSignals = kCtas * 8;
 constexpr float kLog2e = 1.4426950408889634f;
 
 // -------------------------------------------------------------------------------- between the clusters
@@ -26,14 +26,27 @@ __device__ inline int load_acquire(const int* p) {
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
   return x;
 }
-__device__ inline void store_release(int* p, int x) {
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+/// What this thread has written, or seen written by its warp, before what it stores or adds after.
+__device__ inline void fence_gpu() {
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
-__device__ inline void add_release(int* p, int x) {
-  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+__device__ inline void store_relaxed(int* p, int x) {
+  asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+__device__ inline void add_relaxed(int* p, int x) {
+  asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
 __device__ inline void wait_at_least(const int* p, int x) {
   while (load_acquire(p) < x) __nanosleep(64);
+}
+
+__device__ inline uint4 load_shared(std::uint32_t shared) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(shared)
+               : "memory");
+  return x;
 }
 
 __device__ inline float exp2_fast(float x) {
@@ -44,9 +57,9 @@ __device__ inline float exp2_fast(float x) {
 
 /// Two bf16, the first in the low half.
 __device__ inline std::uint32_t pack(float x, float y) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-  return static_cast<std::uint32_t>(__bfloat16_as_ushort(pair.x)) |
-         static_cast<std::uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
+  std::uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
+  return both;
 }
 
 // ------------------------------------------------------------------------------------------ the problem
@@ -61,8 +74,8 @@ struct Block {
 struct Counters {
   int *ticket, *blocks;
   int *scores_done, *products_done;  ///< by block
-  int* query_flags;                  ///< by unit of a chunk's dq: blocks whose part is in
-  int* key_flags;                    ///< by unit of dk and dv: chunks whose part is in
+  int* query_flags;                  ///< by unit of a chunk's dq and warp: blocks whose part is in
+  int* key_flags;                    ///< by unit of dk and dv and warp: chunks whose part is in
 };
 
 /// Sums are kept as units of 64 rows and 256 columns in the order of wgmma's registers: 32 float4 of every
@@ -70,6 +83,7 @@ struct Counters {
 struct Problem {
   int tokens, heads, chunk_tokens, range_keys;
   const std::int32_t *lo, *hi;
+  Bf16 *d_q, *d_k, *d_v;
   float2* statistics;  ///< by row: log-sum-exp in log2, dot product of output and its gradient
   Block* blocks;
   std::byte* tiles;  ///< p and ds of kSlots blocks
@@ -101,6 +115,7 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
   z.tokens = static_cast<int>(op.q.size(0)), z.heads = static_cast<int>(op.q.size(1));
   z.chunk_tokens = static_cast<int>(plan.chunk_tokens), z.range_keys = static_cast<int>(plan.range_keys);
   z.lo = ptr<std::int32_t>(op.lo), z.hi = ptr<std::int32_t>(op.hi);
+  z.d_q = ptr<Bf16>(op.d_q), z.d_k = ptr<Bf16>(op.d_k), z.d_v = ptr<Bf16>(op.d_v);
   z.statistics = reinterpret_cast<float2*>(take(plan.statistics));
   z.key_sums = reinterpret_cast<float4*>(take(plan.key_sums));
   z.query_sums = reinterpret_cast<float4*>(take(plan.query_sums));
@@ -114,7 +129,7 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
   };
   z.counters.ticket = count(1), z.counters.blocks = count(1);
   z.counters.scores_done = count(plan.most_blocks), z.counters.products_done = count(plan.most_blocks);
-  z.counters.query_flags = count(plan.query_units), z.counters.key_flags = count(plan.key_units);
+  z.counters.query_flags = count(plan.query_units * 4), z.counters.key_flags = count(plan.key_units * 4);
   return z;
 }
 
