@@ -4,6 +4,7 @@
 // All five products run in the same loop: a cluster of two CTAs takes tasks in order from a counter and
 // shares the second operand of each product through multicast.
 #include "kernels/cuda/attention512.h"
+#include "kernels/cuda/attention512_loader.cuh"
 #include "kernels/cuda/attention512_tasks.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
@@ -16,147 +17,13 @@ namespace {
 using namespace hopper;
 using namespace attention512;
 
-constexpr int kStages = 4;
-constexpr int kStageA = kTile * 64 * 2, kStageB = kKeyTile * 64 * 2, kStage = kStageA + kStageB;
-constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 columns
 constexpr int kThreads = 3 * 128;        ///< a warpgroup that loads, two that compute
-
-struct Shared {
-  alignas(1024) std::byte ring[kStages][kStage];
-  alignas(1024) std::byte staging[2][kPanel];  ///< by warpgroup: panels on their way out
-  Task task[2];
-  int ticket[2];
-  alignas(8) std::uint64_t full[kStages], empty[kStages], task_full[2], task_empty[2], ticket_full[2],
-      ticket_empty[2];
-};
+constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 columns
 constexpr int kSharedBytes = sizeof(Shared) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
 
-/// The operands as TMA sees them. Suffix 2: rows of 64 columns; 3: blocks of 64 columns of 64 rows.
-struct Maps {
-  CUtensorMap q2, d_out2, k2, v2, q3, d_out3, k3;
-};
-
-/// A position in a ring of `kSize`.
-template <int kSize>
-struct Cursor {
-  int slot = 0;
-  std::uint32_t phase = 0;
-  __device__ void next() {
-    if (++slot == kSize) slot = 0, phase ^= 1;
-  }
-};
-
-// ------------------------------------------------------------------------------------------ loading
-
-/// The loading warp. Every lane takes part in decoding; lane 0 issues.
-struct Loader {
-  const Maps& maps;
-  const Problem& z;
-  Shared& shared;
-  const int rank, lane;
-  Cursor<kStages> stage;
-  Cursor<2> task, take, give;
-
-  /// The cluster's next ticket, from its first CTA to both.
-  __device__ void fetch_ticket() {
-    if (rank != 0 || lane != 0) return;
-    wait_cluster(shared_address(&shared.ticket_empty[give.slot]), give.phase ^ 1);
-    const int ticket = atomicAdd(z.counters.ticket, 1);
-    for (int r = 0; r < kCtas; ++r) {
-      store_at(shared_address(&shared.ticket[give.slot]), static_cast<std::uint32_t>(r), ticket);
-      arrive_release_at(shared_address(&shared.ticket_full[give.slot]), static_cast<std::uint32_t>(r));
-    }
-    give.next();
-  }
-
-  __device__ int take_ticket() {
-    wait_cluster(shared_address(&shared.ticket_full[take.slot]), take.phase);
-    const int ticket = *static_cast<volatile int*>(&shared.ticket[take.slot]);
-    __syncwarp();
-    if (lane == 0) arrive_release_at(shared_address(&shared.ticket_empty[take.slot]), 0);
-    take.next();
-    return ticket;
-  }
-
-  __device__ void post(const Task& t) {
-    if (lane == 0) {
-      wait(shared_address(&shared.task_empty[task.slot]), task.phase ^ 1);
-      shared.task[task.slot] = t;
-      arrive(shared_address(&shared.task_full[task.slot]));
-    }
-    task.next();
-  }
-
-  /// What step `s` of a task reads: this CTA's part of the first operand, and its half of the second for
-  /// both.
-  __device__ void load_step(const Task& t, int s, std::uint32_t a, std::uint32_t b, std::uint32_t full) {
-    constexpr std::uint16_t kAll = (1 << kCtas) - 1;
-    const std::uint32_t half = b + rank * (kStageB / kCtas);
-    if (t.kind == Kind::scores) {
-      const bool second = s >= kDim / 64;  // d_out v^T after q k^T
-      const int column = s % (kDim / 64) * 64;
-      tma_load(a, second ? maps.d_out2 : maps.q2, Box(column, t.row), full);
-      tma_load_multicast(half, second ? maps.v2 : maps.k2, Box(column, t.key + rank * (kKeyTile / kCtas)),
-                         full, kAll);
-    } else if (t.kind == Kind::d_q) {
-      const int panel = t.first_step + s;
-      bulk_load(a, z.tile(t.block, true, panel, t.box), kStageA, full);
-      tma_load_multicast(half, maps.k3, Box(0, t.key + panel * 64, t.half * 4 + rank * 2), full, kAll);
-    } else {
-      const int box = t.first_step + s;
-      for (int i = 0; i < 2; ++i)
-        bulk_load(a + i * kPanel, z.tile(t.block, t.kind == Kind::d_k, t.panel + i, box), kPanel, full);
-      tma_load_multicast(half, t.kind == Kind::d_k ? maps.q3 : maps.d_out3,
-                         Box(0, t.row + box * 64, t.half * 4 + rank * 2), full, kAll);
-    }
-  }
-
-  __device__ void load_task(const Task& t) {
-    // The next ticket is taken late: one that waits here keeps others waiting.
-    const int fetch_at = max(t.steps - kStages, 0);
-    if (t.steps == 0) fetch_ticket();
-    if (lane == 0) {
-      fence_async();  // what other CTAs wrote, and this thread has seen, before TMA reads it
-      for (int s = 0; s < t.steps; ++s) {
-        if (s == fetch_at) fetch_ticket();
-        wait(shared_address(&shared.empty[stage.slot]), stage.phase ^ 1);
-        const std::uint32_t full = shared_address(&shared.full[stage.slot]),
-                            a = shared_address(shared.ring[stage.slot]);
-        arrive_expect(full, kStage);
-        load_step(t, s, a, a + kStageA, full);
-        stage.next();
-      }
-    }
-    __syncwarp();
-  }
-
-  __device__ void run() {
-    Walk walk(z);
-    fetch_ticket();
-    while (walk.seek(take_ticket())) {
-      Task t = walk.task(rank, lane);
-      if (t.kind == Kind::nothing) {
-        if (rank == 0 && lane == 0) add_relaxed(z.counters.scores_done + t.block, kScoreSignals);
-        fetch_ticket();
-        continue;
-      }
-      if (lane == 0) walk.wait_for_inputs(t);
-      __syncwarp();
-      post(t);
-      load_task(t);
-    }
-    Task end{};
-    end.kind = Kind::end;
-    post(end);
-  }
-};
-
-// ---------------------------------------------------------------------------------------- computing
-
 /// One of the two computing warpgroups: 64 rows of every product, 256 columns.
 struct Consumer {
-  const Maps& maps;
   const Problem& z;
   Shared& shared;
   const int group, thread, warp, lane;
@@ -170,9 +37,8 @@ struct Consumer {
   } untold;
   float sums[128];
 
-  __device__ Consumer(const Maps& m, const Problem& problem, Shared& memory, int warpgroup)
-      : maps(m),
-        z(problem),
+  __device__ Consumer(const Problem& problem, Shared& memory, int warpgroup)
+      : z(problem),
         shared(memory),
         group(warpgroup),
         thread(static_cast<int>(threadIdx.x) % 128),
@@ -428,7 +294,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     if (threadIdx.x < 32) Loader{maps, z, shared, rank, static_cast<int>(threadIdx.x), {}, {}, {}, {}}.run();
   } else {
     registers_inc<232>();
-    Consumer(maps, z, shared, static_cast<int>(threadIdx.x) / 128 - 1).run();
+    Consumer(z, shared, static_cast<int>(threadIdx.x) / 128 - 1).run();
   }
   // A CTA that ends early would take its barriers and its ring from under the other.
   __syncwarp();

@@ -308,15 +308,6 @@ __device__ inline void bulk_load(std::uint32_t shared, const void* global, std::
       : "memory");
 }
 
-/// Copies `bytes` (a multiple of 16) of `shared` to contiguous global memory, in this thread's current bulk
-/// group [cp.async.bulk].
-__device__ inline void bulk_store(void* global, std::uint32_t shared, std::uint32_t bytes) {
-  asm volatile(
-      "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(__cvta_generic_to_global(global)),
-      "r"(shared), "r"(bytes)
-      : "memory");
-}
-
 #undef LAPIDARY_TENSOR_LOAD
 #undef LAPIDARY_BOX
 #undef LAPIDARY_TENSOR_ASM
