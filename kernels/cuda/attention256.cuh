@@ -86,7 +86,7 @@ struct Queue {
   __device__ void init() {
     for (int i = 0; i < 2; ++i) {
       hopper::barrier_init(at(&full[i]), 1);
-      hopper::barrier_init(at(&empty[i]), kConsumers / 32);
+      hopper::barrier_init(at(&empty[i]), kConsumers);
     }
   }
   __device__ void push(Ring<2>& ring, const Work& value) {
@@ -99,7 +99,7 @@ struct Queue {
     hopper::wait(at(&full[ring.stage]), ring.parity);
     const Work value = {uniform(work[ring.stage].number), uniform(work[ring.stage].begin),
                         uniform(work[ring.stage].end)};
-    arrive_warp(empty[ring.stage]);
+    hopper::arrive(at(&empty[ring.stage]));
     ring.next();
     return value;
   }
@@ -173,13 +173,6 @@ __device__ inline void add_step(float (&sum)[128], const std::uint32_t (&p)[4], 
   Wgmma<256>::run<Major::mn>(sum, p, b + static_cast<std::uint64_t>(step) * kDescriptorStep<Major::mn>, true);
 }
 
-/// Two floats as bf16, the first in the lower half.
-__device__ inline std::uint32_t pack(float low, float high) {
-  std::uint32_t out;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-  return out;
-}
-
 /// The two numbers of a word of bf16.
 __device__ inline float low_half(std::uint32_t word) {
   return __uint_as_float(word << 16);
@@ -191,14 +184,7 @@ __device__ inline float high_half(std::uint32_t word) {
 /// Accumulators of a 64 x 64 product as the register operand of the next one.
 __device__ inline void pack(std::uint32_t (&p)[4][4], const float (&s)[32]) {
 #pragma unroll
-  for (int i = 0; i < 16; ++i) p[i / 4][i % 4] = pack(s[2 * i], s[2 * i + 1]);
-}
-
-/// 2^x; 0 for -infinity.
-__device__ inline float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+  for (int i = 0; i < 16; ++i) p[i / 4][i % 4] = hopper::pack_bf16(s[2 * i], s[2 * i + 1]);
 }
 
 /// A thread holds rows `row` and `row + 8` of its warpgroup's 64 and, of every eight columns, those from
@@ -210,46 +196,54 @@ struct Place {
         column(static_cast<int>(threadIdx.x) % 4 * 2) {}
 };
 
-/// Lane q of a quad has word q of every 16-byte group; afterwards word[0..3] is group q whole.
-__device__ inline void transpose_quad(std::uint32_t (&word)[4]) {
-  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-  const std::uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? word[0] : word[1], 1);
-  const std::uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? word[2] : word[3], 1);
-  if (odd) {
-    word[0] = a, word[2] = b;
-  } else {
-    word[1] = a, word[3] = b;
-  }
-  // word[0, 1]: half of group (odd); word[2, 3]: half of group 2 + (odd).
-  const std::uint32_t c = __shfl_xor_sync(0xffffffffu, upper ? word[0] : word[2], 2);
-  const std::uint32_t d = __shfl_xor_sync(0xffffffffu, upper ? word[1] : word[3], 2);
-  if (upper) {
-    word[0] = c, word[1] = d;
-  } else {
-    word[2] = c, word[3] = d;
-  }
-}
-
-/// Stores the thread's two rows of a [64, 256] sum times a factor each, in bf16; null where a row is not to
-/// be stored. All lanes take part.
-__device__ inline void store_rows(const float (&sum)[128], Bf16* const (&row)[2], const float (&factor)[2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 4;
+/// A warpgroup's [64, 256] result on its way to memory. Each warp puts its 16 rows into 8 KiB of a tile that
+/// nobody reads any more, from where TMA takes them beside the next item's work; the tile's stage is `held`
+/// until then.
+class Output {
+ public:
+  /// Stores the thread's two rows of `sum` times a factor each, in bf16, at 64 rows from `token` on; `map` is
+  /// an output_map, rows past the last token are left out.
+  __device__ void store(Tile& tile, const Barrier* stage, const CUtensorMap& map, int token, int head,
+                        const float (&sum)[128], const float (&factor)[2]) {
+    const int warp = static_cast<int>(threadIdx.x) % 128 / 32;
+    const std::uint32_t part = at(&tile) + warp * (kTileBytes / 4);
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-#pragma unroll
-    for (int g = 0; g < 8; ++g) {
-      std::uint32_t word[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int from = (4 * g + i) * 4 + 2 * r;
-        word[i] = pack(sum[from] * factor[r], sum[from + 1] * factor[r]);
-      }
-      transpose_quad(word);
-      if (row[r])
-        *reinterpret_cast<uint4*>(row[r] + (4 * g + lane) * 8) =
-            make_uint4(word[0], word[1], word[2], word[3]);
+    for (int chunk = 0; chunk < 4; ++chunk)
+      hopper::store_panel(part + chunk * (kChunkBytes / 4), sum, chunk, factor);
+    hopper::fence_async_shared();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      hopper::tma_store(map, hopper::Box(0, token + warp * 16, 0, head), part);
+      hopper::bulk_commit();
     }
+    held_ = stage ? at(stage) : 0;
   }
+
+  /// Before the part of a tile that the last store reads is written again.
+  __device__ void wait() {
+    if (threadIdx.x % 32 == 0) hopper::bulk_wait_read<0>();
+    __syncwarp();
+  }
+
+  /// Gives the stage back, by one arrival of each warp or of each thread.
+  template <bool kEveryThread = false>
+  __device__ void release() {
+    if (held_ == 0) return;
+    wait();
+    if (kEveryThread || threadIdx.x % 32 == 0) hopper::arrive(held_);
+    held_ = 0;
+  }
+
+ private:
+  std::uint32_t held_ = 0;
+};
+
+/// Stores zeros at a warpgroup's 64 rows from `token` on of a head of x [tokens, heads, 256].
+__device__ inline void store_zeros(Bf16* x, int token, int tokens, int head, int heads) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int row = token + static_cast<int>(threadIdx.x) % 128 / 32; row < min(token + kTile, tokens); row += 4)
+    *reinterpret_cast<uint4*>(x + (static_cast<std::int64_t>(row) * heads + head) * kDim + lane * 8) =
+        make_uint4(0, 0, 0, 0);
 }
 
 /// The block's dynamic shared memory, which has to start where the swizzle of TMA and wgmma begins.
@@ -325,8 +319,9 @@ struct Rows {
 
 // ------------------------------------------------------------------------------------------- launches
 
-/// Tensor map of x [N, heads, 256] for load_tile.
+/// Tensor map of x [N, heads, 256] for load_tile, and for Output.
 CUtensorMap tile_map(const void* x, std::int64_t tokens, std::int64_t heads);
+CUtensorMap output_map(void* x, std::int64_t tokens, std::int64_t heads);
 
 /// Streaming multiprocessors of the current device.
 int sm_count();

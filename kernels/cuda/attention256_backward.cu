@@ -23,6 +23,9 @@ BackwardBuffers::BackwardBuffers(void* scratch, const Attention256Scratch& plan)
   delta = reinterpret_cast<float*>(take(plan.statistic));
   query_begin = reinterpret_cast<std::int32_t*>(take(plan.interval));
   query_end = reinterpret_cast<std::int32_t*>(take(plan.interval));
+  first = reinterpret_cast<std::int32_t*>(take(plan.blocks));
+  order = reinterpret_cast<std::int32_t*>(take(plan.blocks));
+  seen = reinterpret_cast<std::int32_t*>(take(plan.blocks));
   counters = reinterpret_cast<int*>(take(plan.counters));
 }
 
@@ -34,7 +37,7 @@ struct PrepareArguments {
   const std::int32_t *lo, *hi;
   int* counters;
   float *lse2, *delta;
-  std::int32_t *query_begin, *query_end;
+  std::int32_t *query_begin, *query_end, *first, *order, *seen;
   int tokens, heads, stride;
   int counter_count;
 };
@@ -53,13 +56,91 @@ __device__ inline int first_above(const std::int32_t* x, int n, int bound) {
   return begin;
 }
 
-constexpr int kPrepareThreads = 256;
+constexpr int kPrepareThreads = 256, kPrepareWarps = kPrepareThreads / 32;
 
-/// A warp per token and head: delta = sum of out d_out and lse log2(e). Infinity where a query has no keys
-/// and past the last token, so that every probability there is 0. A thread per key: the queries that see it.
+/// Where the tiles of score gradients of every block of queries begin: the sums of the counts before, less
+/// the first tile. One block of threads.
+__device__ void place_tiles(const PrepareArguments& a) {
+  __shared__ int sums[kPrepareWarps];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  int before = 0;
+  for (int from = 0; from < a.tokens; from += kPrepareThreads * kTile) {
+    const int token = from + static_cast<int>(threadIdx.x) * kTile;
+    int begin = 0, count = 0;
+    if (token < a.tokens) {
+      const int lo = a.lo[token], hi = a.hi[min(token + kTile, a.tokens) - 1];
+      begin = first_tile(lo), count = end_tile(lo, hi) - begin;
+    }
+    int sum = count;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int left = __shfl_up_sync(0xffffffffu, sum, step);
+      if (lane >= step) sum += left;
+    }
+    if (lane == 31) sums[warp] = sum;
+    __syncthreads();
+    int all = 0;
+    for (int i = 0; i < kPrepareWarps; ++i) {
+      if (i == warp) sum += all;
+      all += sums[i];
+    }
+    if (token < a.tokens) a.first[token / kTile] = before + sum - count - begin;
+    before += all;
+    __syncthreads();
+  }
+}
+
+/// The order of the blocks of keys: as they come, but the few that the fewest queries see last, the longest
+/// of these first, so that blocks of threads end together. (All by length would read queries from everywhere
+/// at a time.) One block of threads.
+__device__ void order_blocks(const PrepareArguments& a) {
+  constexpr int kLast = 16;
+  constexpr std::int32_t kTaken = 0x7fffffff;
+  __shared__ unsigned long long least[kPrepareWarps];
+  __shared__ int last[kLast];
+  const int blocks = (a.tokens + kTile - 1) / kTile, taken = min(kLast, blocks);
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  for (int b = static_cast<int>(threadIdx.x); b < blocks; b += kPrepareThreads) {
+    const int begin = first_above(a.hi, a.tokens, b * kTile),
+              end = first_above(a.lo, a.tokens, min((b + 1) * kTile, a.tokens) - 1);
+    a.seen[b] = max(end - begin, 0);
+  }
+  for (int i = 0; i < taken; ++i) {
+    // The shortest, and of these the last: a number of length and place. Threads look at their own blocks.
+    unsigned long long mine = ~0ull;
+    for (int b = static_cast<int>(threadIdx.x); b < blocks; b += kPrepareThreads)
+      mine = min(mine, static_cast<unsigned long long>(a.seen[b]) << 32 | static_cast<unsigned>(blocks - b));
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) mine = min(mine, __shfl_xor_sync(0xffffffffu, mine, step));
+    if (lane == 0) least[warp] = mine;
+    __syncthreads();
+    for (int w = 0; w < kPrepareWarps; ++w) mine = min(mine, least[w]);
+    const int chosen = blocks - static_cast<int>(mine & 0xffffffffu);
+    if (chosen % kPrepareThreads == static_cast<int>(threadIdx.x)) {
+      a.seen[chosen] = kTaken;
+      a.order[blocks - 1 - i] = chosen, last[i] = chosen;
+    }
+    __syncthreads();
+  }
+  for (int b = static_cast<int>(threadIdx.x); b < blocks; b += kPrepareThreads) {
+    if (a.seen[b] == kTaken) continue;
+    int before = 0;
+    for (int i = 0; i < taken; ++i) before += last[i] < b ? 1 : 0;
+    a.order[b - before] = b;
+  }
+}
+
+/// The first block of threads plans. Of the others a warp per token and head: delta = sum of out d_out and
+/// lse log2(e), infinity where a query has no keys and past the last token, so that every probability there
+/// is 0; and a thread per key: the queries that see it.
 __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const PrepareArguments a) {
-  const int index = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (index < a.counter_count) a.counters[index] = 0;
+  if (blockIdx.x == 0) {
+    for (int i = static_cast<int>(threadIdx.x); i < a.counter_count; i += kPrepareThreads) a.counters[i] = 0;
+    place_tiles(a);
+    order_blocks(a);
+    return;
+  }
+  const int index = static_cast<int>((blockIdx.x - 1) * blockDim.x + threadIdx.x);
   if (index < a.tokens) {
     a.query_begin[index] = first_above(a.hi, a.tokens, index);
     a.query_end[index] = first_above(a.lo, a.tokens, index);
@@ -96,40 +177,35 @@ void prepare(const Attention256Backward& call, const BackwardBuffers& buffers, c
   a.lse = call.lse, a.lo = call.lo, a.hi = call.hi;
   a.counters = buffers.counters, a.lse2 = buffers.lse2, a.delta = buffers.delta;
   a.query_begin = buffers.query_begin, a.query_end = buffers.query_end;
+  a.first = buffers.first, a.order = buffers.order, a.seen = buffers.seen;
   a.tokens = static_cast<int>(call.sizes.tokens), a.heads = static_cast<int>(call.sizes.heads);
   a.stride = buffers.stride;
   a.counter_count = static_cast<int>(2 * call.sizes.kv_heads);
   const std::int64_t threads = static_cast<std::int64_t>(a.stride) * a.heads * 32;
-  prepare_kernel<<<static_cast<unsigned>(threads / kPrepareThreads), kPrepareThreads, 0, stream>>>(a);
+  prepare_kernel<<<static_cast<unsigned>(1 + threads / kPrepareThreads), kPrepareThreads, 0, stream>>>(a);
   launched("AttentionBackward");
 }
 
-/// The most tiles of keys that a block of queries sees; 0 where the host does not know.
-int most_tiles(const Attention256Backward& call) {
+/// The tiles of score gradients of one query head; 0 where the host does not know.
+std::int64_t count_tiles(const Attention256Backward& call) {
   if (!call.host_lo || !call.host_hi) return 0;
-  int most = 0;
+  std::int64_t count = 0;
   for (std::int64_t from = 0; from < call.sizes.tokens; from += kTile) {
-    const std::int64_t last = std::min(from + kTile, call.sizes.tokens) - 1;
-    const int begin = call.host_lo[from], end = call.host_hi[last];
-    if (end > begin) most = std::max(most, (end - 1) / kTile - begin / kTile + 1);
+    const int lo = call.host_lo[from], hi = call.host_hi[std::min(from + kTile, call.sizes.tokens) - 1];
+    count += end_tile(lo, hi) - first_tile(lo);
   }
-  return most;
+  return count;
 }
 
-/// The first round, as many key heads as fit and as even as possible; without slots where none fits.
+/// The first round: as many key heads as fit and as even as possible; all, and nothing kept, where none fits.
 Round first_round(const Attention256Backward& call, const Attention256Scratch& plan) {
   const int all = static_cast<int>(call.sizes.kv_heads);
-  Round round{0, all, static_cast<int>((call.sizes.tokens + kTile - 1) / kTile), 0};
-  const std::int64_t group = call.sizes.group(), slots = most_tiles(call);
-  if (slots == 0 || group % 2 != 0) return round;
-  const std::int64_t head = group * round.query_blocks * slots * kScoreTileBytes;
-  const auto fit =
-      static_cast<int>(std::min<std::int64_t>(all, static_cast<std::int64_t>(plan.gradients) / head));
-  if (fit == 0) return round;
-  const int rounds = (all + fit - 1) / fit;
-  round.kv_heads = (all + rounds - 1) / rounds;
-  round.slots = static_cast<int>(slots);
-  return round;
+  const std::int64_t group = call.sizes.group(), tiles = count_tiles(call);
+  if (tiles == 0 || group % 2 != 0) return {0, all, 0};
+  const std::int64_t fit = static_cast<std::int64_t>(plan.gradients) / (group * tiles * kScoreTileBytes);
+  if (fit == 0) return {0, all, 0};
+  const int rounds = static_cast<int>((all + fit - 1) / fit);
+  return {0, (all + rounds - 1) / rounds, static_cast<int>(tiles)};
 }
 
 }  // namespace
@@ -147,7 +223,7 @@ void attention256_backward(const Attention256Backward& call, cudaStream_t stream
   for (Round round = first_round(call, plan); round.kv_begin < all; round.kv_begin += round.kv_heads) {
     round.kv_heads = std::min(round.kv_heads, all - round.kv_begin);
     sum_over_queries(call, buffers, round, counters++, stream);
-    if (round.slots == 0) {
+    if (round.head_tiles == 0) {
       sum_over_keys_again(call, buffers, counters++, stream);
     } else {
       sum_over_keys(call, buffers, round, counters++, stream);

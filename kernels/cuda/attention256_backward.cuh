@@ -8,28 +8,52 @@ namespace lapidary::attention256 {
 
 constexpr std::uint32_t kScoreTileBytes = kTile * kTile * sizeof(Bf16);
 
+/// The key heads [kv_begin, kv_begin + kv_heads) of one round of the two sums, and the tiles of score
+/// gradients that are kept for each of their query heads: 0 where they are not.
+struct Round {
+  int kv_begin, kv_heads;
+  int head_tiles;
+};
+
+/// Gradients of the scores in tiles of 64 queries and 64 keys. The tiles that a block of queries sees follow
+/// each other; tile t of block b is the (first[b] + t)-th of its head.
+struct KeptGradients {
+  Bf16* tiles;  ///< null: they are not kept
+  const std::int32_t* first;
+  int head_tiles;
+
+  /// The place of a tile among all, and where it begins.
+  __device__ int place(int head, int block, int key_tile) const {
+    return head * head_tiles + __ldg(first + block) + key_tile;
+  }
+  __device__ Bf16* tile(int head, int block, int key_tile) const {
+    return tiles + static_cast<std::int64_t>(place(head, block, key_tile)) * (kTile * kTile);
+  }
+};
+
 /// Pointers into the scratch, and the sizes that go with them.
 struct BackwardBuffers {
   int* counters;
   float *lse2, *delta;                    ///< [H, stride]
   std::int32_t *query_begin, *query_end;  ///< [N] queries that see a key
+  std::int32_t* first;                    ///< by block of queries, as KeptGradients has it
+  std::int32_t *order, *seen;             ///< blocks of keys in the order of work; by block, its queries
   Bf16* gradients;                        ///< tiles of score gradients
   int stride;
   BackwardBuffers(void* scratch, const Attention256Scratch& plan);
-};
 
-/// The key heads [kv_begin, kv_begin + kv_heads) of one round of the two sums. The gradients of the scores of
-/// 64 queries (block b) of head h of these and 64 keys (tile t) lie at tile
-/// (h query_blocks + b) slots + t % slots: the tiles that a block of queries sees follow each other, and
-/// there are at most `slots` of them.
-struct Round {
-  int kv_begin, kv_heads;
-  int query_blocks, slots;  ///< slots 0: the gradients are not kept
-
-  __host__ __device__ std::int64_t tile(int head, int query_block, int key_tile) const {
-    return (static_cast<std::int64_t>(head) * query_blocks + query_block) * slots + key_tile % slots;
+  KeptGradients kept(const Round& round) const {
+    return {round.head_tiles > 0 ? gradients : nullptr, first, round.head_tiles};
   }
 };
+
+/// First of the whole tiles of keys that queries with the bounds [begin, end) see, and the first behind them.
+__host__ __device__ inline int first_tile(int begin) {
+  return begin / kTile;
+}
+__host__ __device__ inline int end_tile(int begin, int end) {
+  return end > begin ? (end - 1) / kTile + 1 : first_tile(begin);
+}
 
 /// counters[0] and counters[1] are 0 and belong to the round.
 void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& buffers, const Round& round,

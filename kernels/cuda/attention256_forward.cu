@@ -11,9 +11,9 @@ namespace attention256 {
 namespace {
 
 struct ForwardArguments {
-  CUtensorMap q, k, v;
+  CUtensorMap q, k, v, stored;
   const std::int32_t *lo, *hi;
-  Bf16* out;
+  Bf16* out;  ///< as `stored`
   float* lse;
   int* counter;
   Queries queries;
@@ -89,7 +89,7 @@ struct Softmax {
         step_top[r] = fmaxf(step_top[r], __shfl_xor_sync(0xffffffffu, step_top[r], 2));
         step_top[r] = fmaxf(step_top[r], top[r]);
         const float step_shift = step_top[r] == -INFINITY ? 0.0f : step_top[r] * kLog2E;
-        factor[r] = top[r] == -INFINITY ? 0.0f : exp2_of(shift[r] - step_shift);
+        factor[r] = top[r] == -INFINITY ? 0.0f : hopper::exp2_approx(shift[r] - step_shift);
         top[r] = step_top[r], shift[r] = step_shift;
         sum[r] *= factor[r];
       }
@@ -97,9 +97,10 @@ struct Softmax {
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
       const int r = i / 2 % 2;
-      s[i] = exp2_of(fmaf(s[i], kLog2E, -shift[r]));
+      s[i] = hopper::exp2_approx(fmaf(s[i], kLog2E, -shift[r]));
       sum[r] += s[i];
     }
+    hopper::compute_now(fminf(sum[0], sum[1]));
     return moved;
   }
 
@@ -132,86 +133,115 @@ __device__ inline void rescale(float (&out)[128], const float (&factor)[2]) {
   for (int i = 0; i < 128; ++i) out[i] *= factor[i / 2 % 2];
 }
 
-/// Waits for the scores of tile `key` and makes them probabilities in place; as Softmax::step.
-__device__ inline bool take_scores(ForwardShared& s, const Rows& rows, const Place& place, int key,
-                                   Ring<ForwardShared::kStages>& k, Softmax& softmax, float (&scores)[32],
-                                   float (&factor)[2]) {
-  hopper::pin(scores);
-  arrive_warp(s.k_empty[k.stage]);
-  k.next();
-  mask_scores(scores, rows, key, place);
-  return softmax.step(scores, factor);
-}
+/// What a consumer warpgroup keeps from item to item. The last stages of keys and of values also take the
+/// results: those of warpgroup 0 go where the keys were, those of warpgroup 1 where the values were.
+struct ForwardConsumer {
+  /// Named barriers: one warpgroup waits until the other has read what it is about to overwrite.
+  static constexpr int kKeysRead = 1, kValuesRead = 2;
 
-/// Walks the item's tiles of keys (one at least); out += the unnormalised sum over the values.
-__device__ inline void attend(ForwardShared& s, const Rows& rows, const Place& place, int begin, int tiles,
-                              const Tile& q, Ring<ForwardShared::kStages>& k, Ring<ForwardShared::kStages>& v,
-                              Softmax& softmax, float (&out)[128]) {
-  float scores[32], factor[2];
-  std::uint32_t p[4][4];
-  hopper::wait(at(&s.k_full[k.stage]), k.parity);
-  start_scores(scores, by_rows(q), by_rows(s.k[k.stage]));
-  hopper::wgmma_wait<0>();
-  take_scores(s, rows, place, begin, k, softmax, scores, factor);
-  pack(p, scores);
-  for (int j = 1; j < tiles; ++j) {
-    hopper::wait(at(&s.k_full[k.stage]), k.parity);
-    start_scores(scores, by_rows(q), by_rows(s.k[k.stage]));
-    hopper::wait(at(&s.v_full[v.stage]), v.parity);
-    start_sum(out, p, by_columns(s.v[v.stage]), true);
-    hopper::wgmma_wait<1>();
-    const bool moved = take_scores(s, rows, place, begin + j * kTile, k, softmax, scores, factor);
-    hopper::wgmma_wait<0>();
-    hopper::pin(out);
-    arrive_warp(s.v_empty[v.stage]);
-    v.next();
-    if (moved) rescale(out, factor);
-    pack(p, scores);
-  }
-  arrive_warp(s.q_empty);
-  hopper::wait(at(&s.v_full[v.stage]), v.parity);
-  start_sum(out, p, by_columns(s.v[v.stage]), true);
-  hopper::wgmma_wait<0>();
-  hopper::pin(out);
-  arrive_warp(s.v_empty[v.stage]);
-  v.next();
-}
-
-__device__ void consume_forward(const ForwardArguments& a, ForwardShared& s) {
-  const int group = warpgroup_index();
-  const Place place;
+  const ForwardArguments& a;
+  ForwardShared& s;
+  int group = warpgroup_index();
+  Place place;
   Ring<2> queue;
   Ring<1> q;
   Ring<ForwardShared::kStages> k, v;
-  for (;;) {
-    const Work work = s.queue.pop(queue);
-    if (work.number >= a.queries.items) return;
-    const QueryItem item(a.queries, work.number);
-    const int token = item.token_of(group), head = item.head_of(group);
-    const Rows rows(a.queries, a.lo, a.hi, token, place);
-    Softmax softmax;
-    float out[128] = {};
-    if (const int tiles = tiles_of(work); tiles > 0) {
-      hopper::wait(at(&s.q_full), q.parity);
-      q.next();
-      attend(s, rows, place, work.begin, tiles, s.q[group], k, v, softmax, out);
-    }
-    softmax.finish();
-    float factor[2];
-    Bf16* row[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int at_row = token + place.row + 8 * r;
-      const bool stored = at_row < a.queries.tokens;
-      factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
-      row[r] = stored ? a.out + (static_cast<std::int64_t>(at_row) * a.queries.heads + head) * kDim : nullptr;
-      if (stored && place.column == 0)
-        a.lse[static_cast<std::int64_t>(head) * a.queries.tokens + at_row] =
-            softmax.top[r] + logf(softmax.sum[r]);
-    }
-    store_rows(out, row, factor);
+  Output output;
+
+  __device__ __forceinline__ void start(float (&scores)[32]) {
+    hopper::wait(at(&s.k_full[k.stage]), k.parity);
+    start_scores(scores, by_rows(s.q[group]), by_rows(s.k[k.stage]));
   }
-}
+  __device__ __forceinline__ void add_values(float (&out)[128], const std::uint32_t (&p)[4][4]) {
+    hopper::wait(at(&s.v_full[v.stage]), v.parity);
+    start_sum(out, p, by_columns(s.v[v.stage]), true);
+  }
+
+  /// The complete scores of tile `key` become probabilities in place; as Softmax::step.
+  __device__ __forceinline__ bool take(float (&scores)[32], const Rows& rows, int key, bool last,
+                                       Softmax& softmax, float (&factor)[2]) {
+    hopper::pin(scores);
+    if (!last || group == 1) arrive_warp(s.k_empty[k.stage]);
+    if (last && group == 1) hopper::named_arrive(kKeysRead, kConsumers);
+    if (!last) k.next();
+    mask_scores(scores, rows, key, place);
+    return softmax.step(scores, factor);
+  }
+
+  /// Walks the item's tiles of keys (one at least); out += the unnormalised sum over the values.
+  __device__ __forceinline__ void attend(const Rows& rows, int begin, int tiles, Softmax& softmax,
+                                         float (&out)[128]) {
+    float scores[32], factor[2];
+    std::uint32_t p[4][4];
+    hopper::wait(at(&s.q_full), q.parity);
+    q.next();
+    start(scores);
+    output.release();
+    hopper::wgmma_wait<0>();
+    take(scores, rows, begin, tiles == 1, softmax, factor);
+    pack(p, scores);
+    for (int j = 1; j < tiles; ++j) {
+      start(scores);
+      add_values(out, p);
+      hopper::wgmma_wait<1>();
+      const bool moved = take(scores, rows, begin + j * kTile, j + 1 == tiles, softmax, factor);
+      hopper::wgmma_wait<0>();
+      hopper::pin(out);
+      arrive_warp(s.v_empty[v.stage]);
+      v.next();
+      if (moved) rescale(out, factor);
+      pack(p, scores);
+    }
+    arrive_warp(s.q_empty);
+    add_values(out, p);
+    hopper::wgmma_wait<0>();
+    hopper::pin(out);
+  }
+
+  /// Ends an item that attend has walked.
+  __device__ __forceinline__ void store(int token, int head, const float (&out)[128],
+                                        const float (&factor)[2]) {
+    if (group == 0) {
+      arrive_warp(s.v_empty[v.stage]);
+      hopper::named_sync(kKeysRead, kConsumers);
+      hopper::named_arrive(kValuesRead, kConsumers);
+      output.store(s.k[k.stage], &s.k_empty[k.stage], a.stored, token, head, out, factor);
+    } else {
+      hopper::named_sync(kValuesRead, kConsumers);
+      output.store(s.v[v.stage], &s.v_empty[v.stage], a.stored, token, head, out, factor);
+    }
+    k.next(), v.next();
+  }
+
+  __device__ void run() {
+    for (;;) {
+      const Work work = s.queue.pop(queue);
+      if (work.number >= a.queries.items) break;
+      const QueryItem item(a.queries, work.number);
+      const int token = item.token_of(group), head = item.head_of(group), tiles = tiles_of(work);
+      const Rows rows(a.queries, a.lo, a.hi, token, place);
+      Softmax softmax;
+      float out[128] = {};
+      if (tiles > 0) attend(rows, work.begin, tiles, softmax, out);
+      softmax.finish();
+      float factor[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = token + place.row + 8 * r;
+        factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
+        if (row < a.queries.tokens && place.column == 0)
+          a.lse[static_cast<std::int64_t>(head) * a.queries.tokens + row] =
+              softmax.top[r] + logf(softmax.sum[r]);
+      }
+      if (tiles > 0) {
+        store(token, head, out, factor);
+      } else {
+        store_zeros(a.out, token, a.queries.tokens, head, a.queries.heads);
+      }
+    }
+    output.wait();
+  }
+};
 
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_constant__ ForwardArguments a) {
   auto& s = shared_memory<ForwardShared>();
@@ -222,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_const
     if (threadIdx.x == kConsumers) produce_forward(a, s);
   } else {
     hopper::registers_inc<kConsumerRegisters>();
-    consume_forward(a, s);
+    ForwardConsumer{a, s}.run();
   }
 }
 
@@ -236,14 +266,26 @@ Queries::Queries(const AttentionSizes& sizes)
   items = (tokens + item_tokens() - 1) / item_tokens() * (heads / item_heads);
 }
 
+namespace {
+
+constexpr std::int64_t kColumns = 64;  ///< of a swizzled row of 128 bytes
+
+TensorMapShape boxes(const void* x, std::int64_t tokens, std::int64_t heads, std::int64_t box_tokens) {
+  return {.data = const_cast<void*>(x),
+          .dtype = DType::bf16,
+          .dims = 4,
+          .size = {kColumns, tokens, kDim / kColumns, heads},
+          .stride = {1, heads * kDim, kColumns, kDim},
+          .box = {kColumns, box_tokens, kDim / kColumns, 1}};
+}
+
+}  // namespace
+
 CUtensorMap tile_map(const void* x, std::int64_t tokens, std::int64_t heads) {
-  constexpr std::int64_t kColumns = 64;  // of a swizzled row of 128 bytes
-  return make_tensor_map({.data = const_cast<void*>(x),
-                          .dtype = DType::bf16,
-                          .dims = 4,
-                          .size = {kColumns, tokens, kDim / kColumns, heads},
-                          .stride = {1, heads * kDim, kColumns, kDim},
-                          .box = {kColumns, kTile, kDim / kColumns, 1}});
+  return make_tensor_map(boxes(x, tokens, heads, kTile));
+}
+CUtensorMap output_map(void* x, std::int64_t tokens, std::int64_t heads) {
+  return make_tensor_map(boxes(x, tokens, heads, kTile / 4));
 }
 
 int sm_count() {
@@ -263,6 +305,7 @@ void attention256_forward(const Attention256Forward& call, cudaStream_t stream) 
   a.q = tile_map(call.q, z.tokens, z.heads);
   a.k = tile_map(call.k, z.tokens, z.kv_heads);
   a.v = tile_map(call.v, z.tokens, z.kv_heads);
+  a.stored = output_map(call.out, z.tokens, z.heads);
   a.lo = call.lo, a.hi = call.hi;
   a.out = static_cast<Bf16*>(call.out), a.lse = call.lse;
   a.counter = static_cast<int*>(call.scratch);

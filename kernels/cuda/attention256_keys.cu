@@ -9,31 +9,31 @@ namespace lapidary::attention256 {
 namespace {
 
 struct KeyArguments {
-  CUtensorMap q, d_out, k, v;
+  CUtensorMap q, d_out, k, v, stored_d_k, stored_d_v;
   const float *lse2, *delta;
-  const std::int32_t *query_begin, *query_end;
-  Bf16 *d_k, *d_v;
+  const std::int32_t *query_begin, *query_end, *order;
+  Bf16 *d_k, *d_v;  ///< as stored_d_k, stored_d_v
   int* counter;
   int tokens, heads, kv_heads, group, stride;
   int items;
   Round round;
-  Bf16* gradients;
+  KeptGradients kept;
   int align;  ///< mask for the first query of a tile
 };
 
-/// The queries that see any key of an item.
+/// The item that comes in place `number` of the order of work, and the queries that see any of its keys.
 struct QueryBounds {
   __device__ static Work of(const KeyArguments& a, int number) {
     if (number >= a.items) return {number, 0, 0};
-    const int key = number / a.round.kv_heads * kTile;
-    return {number, a.query_begin[key], a.query_end[min(key + kTile, a.tokens) - 1]};
+    const int heads = a.round.kv_heads, block = a.order[number / heads], key = block * kTile;
+    return {block * heads + number % heads, a.query_begin[key], a.query_end[min(key + kTile, a.tokens) - 1]};
   }
 };
 
 /// 64 keys of one key head; their queries, all heads of the group, are walked in tiles of 64.
 struct KeyItem {
   int key, kv;
-  int begin;  ///< first query of the first tile; its statistics have to lie on 16 bytes
+  int begin;  ///< first query of the first tile; even, for its statistics are read in pairs
   int steps;  ///< tiles of queries times heads of the group
   __device__ KeyItem(const KeyArguments& a, const Work& work) {
     key = work.number / a.round.kv_heads * kTile;
@@ -50,20 +50,9 @@ struct QueryCursor {
   __device__ void next(const KeyArguments& a) {
     if (++member == a.group) member = 0, query += kTile;
   }
-};
-
-/// Where the gradients of a step's scores are kept.
-struct GradientCursor {
-  std::int64_t tile;
-  int member = 0, head_tiles;
-  __device__ GradientCursor(const KeyArguments& a, const KeyItem& item)
-      : tile(a.gradients
-                 ? a.round.tile((item.kv - a.round.kv_begin) * a.group, item.begin / kTile, item.key / kTile)
-                 : 0),
-        head_tiles(a.round.query_blocks * a.round.slots) {}
-  __device__ void next(const KeyArguments& a) {
-    tile += head_tiles;
-    if (++member == a.group) member = 0, tile += a.round.slots - a.group * head_tiles;
+  /// Where a row statistic of the tile begins.
+  __device__ int statistic(const KeyArguments& a, const KeyItem& item) const {
+    return (item.kv * a.group + member) * a.stride + query;
   }
 };
 
@@ -71,7 +60,6 @@ struct KeyShared {
   static constexpr int kStages = 2;
   Tile k, v, q[kStages], d_out[kStages];
   uint4 p[kStages][4][128];  ///< probabilities on their way from one warpgroup to the other
-  float lse2[kStages][kTile], delta[kStages][kTile];
   Barrier k_full, k_empty, v_full, v_empty;
   Barrier q_full[kStages], q_empty[kStages], d_out_full[kStages], d_out_empty[kStages];
   Barrier p_full[kStages][2], p_empty[kStages];  ///< p comes in halves; every thread arrives for its own
@@ -95,7 +83,6 @@ struct KeyShared {
 };
 
 __device__ void produce_for_keys(const KeyArguments& a, KeyShared& s) {
-  constexpr std::uint32_t kStatistics = kTile * sizeof(float);
   Feed<KeyArguments, QueryBounds> feed(a, s.queue);
   Ring<2> stage;
   Ring<1> kv;
@@ -106,7 +93,6 @@ __device__ void produce_for_keys(const KeyArguments& a, KeyShared& s) {
     QueryCursor at_query(item);
     for (int step = 0; step < item.steps; ++step, at_query.next(a)) {
       const int query = at_query.query, head = item.kv * a.group + at_query.member;
-      const std::int64_t statistics = static_cast<std::int64_t>(head) * a.stride + query;
       if (step == 0) {
         hopper::wait(at(&s.k_empty), kv.parity ^ 1);
         hopper::arrive_expect(at(&s.k_full), kTileBytes);
@@ -114,9 +100,8 @@ __device__ void produce_for_keys(const KeyArguments& a, KeyShared& s) {
       }
       const Barrier& q_full = s.q_full[stage.stage];
       hopper::wait(at(&s.q_empty[stage.stage]), stage.parity ^ 1);
-      hopper::arrive_expect(at(&q_full), kTileBytes + kStatistics);
+      hopper::arrive_expect(at(&q_full), kTileBytes);
       load_tile(s.q[stage.stage], a.q, query, head, q_full);
-      hopper::bulk_load(at(s.lse2[stage.stage]), a.lse2 + statistics, kStatistics, at(&q_full));
       if (step == 0) {
         hopper::wait(at(&s.v_empty), kv.parity ^ 1);
         hopper::arrive_expect(at(&s.v_full), kTileBytes);
@@ -125,9 +110,8 @@ __device__ void produce_for_keys(const KeyArguments& a, KeyShared& s) {
       }
       const Barrier& d_out_full = s.d_out_full[stage.stage];
       hopper::wait(at(&s.d_out_empty[stage.stage]), stage.parity ^ 1);
-      hopper::arrive_expect(at(&d_out_full), kTileBytes + kStatistics);
+      hopper::arrive_expect(at(&d_out_full), kTileBytes);
       load_tile(s.d_out[stage.stage], a.d_out, query, head, d_out_full);
-      hopper::bulk_load(at(s.delta[stage.stage]), a.delta + statistics, kStatistics, at(&d_out_full));
       stage.next();
     }
   }
@@ -153,10 +137,10 @@ struct Columns {
   }
 };
 
-/// The thread's columns of a row statistic of 64 queries.
+/// The thread's columns of a row statistic of 64 queries: from memory, beside the product under way.
 __device__ inline void load_columns(float2 (&x)[8], const float* statistic, const Place& place) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = *reinterpret_cast<const float2*>(statistic + 8 * i + place.column);
+  for (int i = 0; i < 8; ++i) x[i] = __ldg(reinterpret_cast<const float2*>(statistic + 8 * i + place.column));
 }
 
 /// Scores [keys, queries] of pairs that do not see each other become -infinity.
@@ -169,23 +153,9 @@ __device__ inline void mask_scores(float (&s)[32], const Columns& columns, int q
   }
 }
 
-/// Stores a tile of score gradients as the registers hold them: word i of thread t at [i][t].
-__device__ inline void store_gradients(const std::uint32_t (&d_s)[4][4], Bf16* tile) {
-  auto* to = reinterpret_cast<uint4*>(tile) + threadIdx.x % 128;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) to[128 * i] = make_uint4(d_s[i][0], d_s[i][1], d_s[i][2], d_s[i][3]);
-}
-
-/// Stores the sum of a tile of keys, key rows in the place of kv head `kv`.
-__device__ inline void store_keys(const KeyArguments& a, const KeyItem& item, const Place& place, Bf16* to,
-                                  const float (&sum)[128]) {
-  Bf16* row[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int key = item.key + place.row + 8 * r;
-    row[r] = key < a.tokens ? to + (static_cast<std::int64_t>(key) * a.kv_heads + item.kv) * kDim : nullptr;
-  }
-  store_rows(sum, row, {1.0f, 1.0f});
+/// Stores a quarter of a tile of score gradients as the registers hold it: word i of thread t at [i][t].
+__device__ inline void store_gradients(const std::uint32_t (&d_s)[4], Bf16* tile, int i) {
+  reinterpret_cast<uint4*>(tile)[128 * i + threadIdx.x % 128] = make_uint4(d_s[0], d_s[1], d_s[2], d_s[3]);
 }
 
 /// What a consumer warpgroup of the key kernel keeps from item to item.
@@ -196,11 +166,14 @@ struct KeyConsumer {
   int thread = static_cast<int>(threadIdx.x) % 128;
   Ring<2> queue, stage;
   Ring<1> kv;
+  Output output;
 };
 
 /// The warpgroup that computes the probabilities and sums dv = p^T d_out.
 struct ValueSide : KeyConsumer {
   float2 lse2[8];
+
+  __device__ Bf16* result() const { return a.d_v; }
 
   /// Scores of the stage become p, sixteen queries after the other, here and for the other warpgroup; starts
   /// d_v += p^T d_out with each.
@@ -218,10 +191,10 @@ struct ValueSide : KeyConsumer {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const float2 shift = lse2[2 * i + j / 4];
-        x[j] = exp2_of(fmaf(scores[8 * i + j], kLog2E, j % 2 == 0 ? -shift.x : -shift.y));
+        x[j] = hopper::exp2_approx(fmaf(scores[8 * i + j], kLog2E, j % 2 == 0 ? -shift.x : -shift.y));
       }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) p[i][j] = pack(x[2 * j], x[2 * j + 1]);
+      for (int j = 0; j < 4; ++j) p[i][j] = hopper::pack_bf16(x[2 * j], x[2 * j + 1]);
       s.p[stage.stage][i][thread] = make_uint4(p[i][0], p[i][1], p[i][2], p[i][3]);
       if (i % 2 == 1) hopper::arrive(at(&s.p_full[stage.stage][i / 2]));
       add_step(d_v, p[i], d_out, i);
@@ -229,10 +202,10 @@ struct ValueSide : KeyConsumer {
     hopper::wgmma_commit();
   }
 
-  __device__ __forceinline__ void start(float (&scores)[32]) {
+  __device__ __forceinline__ void start(float (&scores)[32], int statistic) {
     hopper::wait(at(&s.q_full[stage.stage]), stage.parity);
     start_scores(scores, by_rows(s.k), by_rows(s.q[stage.stage]));
-    load_columns(lse2, s.lse2[stage.stage], place);
+    load_columns(lse2, a.lse2 + statistic, place);
   }
 
   /// d_v += the item's sum; it has one step at least.
@@ -243,14 +216,15 @@ struct ValueSide : KeyConsumer {
     std::uint32_t p[4][4];
     hopper::wait(at(&s.k_full), kv.parity);
     kv.next();
-    start(scores);
+    start(scores, at_query.statistic(a, item));
+    output.release();
     hopper::wgmma_wait<0>();
     for (int step = 1; step < item.steps; ++step) {
       take(scores, p, columns, at_query.query, d_v);
       at_query.next(a);
       const Barrier& done = s.d_out_empty[stage.stage];
       stage.next();
-      start(scores);
+      start(scores, at_query.statistic(a, item));
       hopper::wgmma_wait<1>();
       arrive_warp(done);
       hopper::wgmma_wait<0>();
@@ -260,7 +234,14 @@ struct ValueSide : KeyConsumer {
     take(scores, p, columns, at_query.query, d_v);
     hopper::wgmma_wait<0>();
     hopper::pin(d_v);
-    arrive_warp(s.d_out_empty[stage.stage]);
+  }
+
+  /// Ends a walk: d_v leaves by way of the last d_out. The other side has read that when it has taken p.
+  __device__ __forceinline__ void store(const KeyItem& item, const float (&d_v)[128]) {
+    hopper::wait(at(&s.p_empty[stage.stage]), stage.parity);
+    hopper::named_sync(1, 128);
+    output.store(s.d_out[stage.stage], &s.d_out_empty[stage.stage], a.stored_d_v, item.key, item.kv, d_v,
+                 {1.0f, 1.0f});
     stage.next();
   }
 };
@@ -269,9 +250,12 @@ struct ValueSide : KeyConsumer {
 struct KeySide : KeyConsumer {
   float2 delta[8];
 
+  __device__ Bf16* result() const { return a.d_k; }
+
   /// Gradients of the probabilities become those of the scores, sixteen queries after the other; starts
-  /// d_k += ds^T q with each.
-  __device__ __forceinline__ void take(float (&d_p)[32], std::uint32_t (&d_s)[4][4], float (&d_k)[128]) {
+  /// d_k += ds^T q with each. They are also kept in `tile`, where it is not null.
+  __device__ __forceinline__ void take(float (&d_p)[32], std::uint32_t (&d_s)[4][4], float (&d_k)[128],
+                                       Bf16* tile) {
     hopper::pin(d_p);
     arrive_warp(s.d_out_empty[stage.stage]);
     hopper::wait(at(&s.q_full[stage.stage]), stage.parity);
@@ -284,63 +268,83 @@ struct KeySide : KeyConsumer {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int from = 8 * i + 2 * j;
-        d_s[i][j] = pack(low_half(p[j]) * (d_p[from] - delta[from / 4].x),
-                         high_half(p[j]) * (d_p[from + 1] - delta[from / 4].y));
+        d_s[i][j] = hopper::pack_bf16(low_half(p[j]) * (d_p[from] - delta[from / 4].x),
+                                      high_half(p[j]) * (d_p[from + 1] - delta[from / 4].y));
       }
       if (i == 3) hopper::arrive(at(&s.p_empty[stage.stage]));
       add_step(d_k, d_s[i], q, i);
+      if (tile) store_gradients(d_s[i], tile, i);
     }
     hopper::wgmma_commit();
   }
 
-  __device__ __forceinline__ void start(float (&d_p)[32]) {
+  __device__ __forceinline__ void start(float (&d_p)[32], int statistic) {
     hopper::wait(at(&s.d_out_full[stage.stage]), stage.parity);
     start_scores(d_p, by_rows(s.v), by_rows(s.d_out[stage.stage]));
-    load_columns(delta, s.delta[stage.stage], place);
+    load_columns(delta, a.delta + statistic, place);
+  }
+
+  /// Where the gradients of the scores of a step are kept.
+  __device__ Bf16* kept(const KeyItem& item, const QueryCursor& at_query) const {
+    if (!a.kept.tiles) return nullptr;
+    const int head = (item.kv - a.round.kv_begin) * a.group + at_query.member;
+    return a.kept.tile(head, at_query.query / kTile, item.key / kTile);
   }
 
   /// d_k += the item's sum; it has one step at least.
   __device__ __forceinline__ void walk(const KeyItem& item, float (&d_k)[128]) {
-    GradientCursor at_gradients(a, item);
+    QueryCursor at_query(item);
     float d_p[32];
     std::uint32_t d_s[4][4];
     hopper::wait(at(&s.v_full), kv.parity);
     kv.next();
-    start(d_p);
+    start(d_p, at_query.statistic(a, item));
+    output.release();
+    Bf16* tile = kept(item, at_query);
     hopper::wgmma_wait<0>();
     for (int step = 1; step < item.steps; ++step) {
-      take(d_p, d_s, d_k);
+      take(d_p, d_s, d_k, tile);
+      at_query.next(a);
       const Barrier& done = s.q_empty[stage.stage];
       stage.next();
-      start(d_p);
-      if (a.gradients) store_gradients(d_s, a.gradients + at_gradients.tile * kTile * kTile);
-      at_gradients.next(a);
+      start(d_p, at_query.statistic(a, item));
+      tile = kept(item, at_query);
       hopper::wgmma_wait<1>();
       arrive_warp(done);
       hopper::wgmma_wait<0>();
       hopper::pin(d_k);
     }
     arrive_warp(s.v_empty);
-    take(d_p, d_s, d_k);
-    if (a.gradients) store_gradients(d_s, a.gradients + at_gradients.tile * kTile * kTile);
+    take(d_p, d_s, d_k, tile);
     hopper::wgmma_wait<0>();
     hopper::pin(d_k);
-    arrive_warp(s.q_empty[stage.stage]);
+  }
+
+  /// Ends a walk: d_k leaves by way of the last q, which the other side had read before it gave p.
+  __device__ __forceinline__ void store(const KeyItem& item, const float (&d_k)[128]) {
+    hopper::named_sync(2, 128);
+    output.store(s.q[stage.stage], &s.q_empty[stage.stage], a.stored_d_k, item.key, item.kv, d_k,
+                 {1.0f, 1.0f});
     stage.next();
   }
 };
 
 template <class Side>
-__device__ void consume(const KeyArguments& a, KeyShared& s, Bf16* to) {
+__device__ void consume(const KeyArguments& a, KeyShared& s) {
   Side side{{a, s}};
   for (;;) {
     const Work work = s.queue.pop(side.queue);
-    if (work.number >= a.items) return;
+    if (work.number >= a.items) break;
     const KeyItem item(a, work);
-    float sum[128] = {};
-    if (item.steps > 0) side.walk(item, sum);
-    store_keys(a, item, side.place, to, sum);
+    if (item.steps > 0) {
+      float sum[128] = {};
+      side.walk(item, sum);
+      side.store(item, sum);
+    } else {
+      store_zeros(side.result(), item.key, a.tokens, item.kv, a.kv_heads);
+    }
   }
+  side.output.wait();
 }
 
 __global__ void __launch_bounds__(kThreads, 1) key_kernel(const __grid_constant__ KeyArguments a) {
@@ -353,9 +357,9 @@ __global__ void __launch_bounds__(kThreads, 1) key_kernel(const __grid_constant_
   } else {
     hopper::registers_inc<kConsumerRegisters>();
     if (threadIdx.x < kConsumers / 2) {
-      consume<ValueSide>(a, s, a.d_v);
+      consume<ValueSide>(a, s);
     } else {
-      consume<KeySide>(a, s, a.d_k);
+      consume<KeySide>(a, s);
     }
   }
 }
@@ -368,8 +372,10 @@ void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& b
   KeyArguments a{};
   a.q = tile_map(call.q, z.tokens, z.heads), a.d_out = tile_map(call.d_out, z.tokens, z.heads);
   a.k = tile_map(call.k, z.tokens, z.kv_heads), a.v = tile_map(call.v, z.tokens, z.kv_heads);
+  a.stored_d_k = output_map(call.d_k, z.tokens, z.kv_heads);
+  a.stored_d_v = output_map(call.d_v, z.tokens, z.kv_heads);
   a.lse2 = buffers.lse2, a.delta = buffers.delta;
-  a.query_begin = buffers.query_begin, a.query_end = buffers.query_end;
+  a.query_begin = buffers.query_begin, a.query_end = buffers.query_end, a.order = buffers.order;
   a.d_k = static_cast<Bf16*>(call.d_k), a.d_v = static_cast<Bf16*>(call.d_v);
   a.counter = counter;
   a.tokens = static_cast<int>(z.tokens), a.heads = static_cast<int>(z.heads);
@@ -377,9 +383,9 @@ void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& b
   a.stride = buffers.stride;
   a.items = (a.tokens + kTile - 1) / kTile * round.kv_heads;
   a.round = round;
-  a.gradients = round.slots > 0 ? buffers.gradients : nullptr;
+  a.kept = buffers.kept(round);
   // Kept gradients are found by whole blocks of queries.
-  a.align = round.slots > 0 ? ~(kTile - 1) : ~3;
+  a.align = round.head_tiles > 0 ? ~(kTile - 1) : ~1;
   launch_persistent("AttentionBackward", key_kernel, a, a.items, sizeof(KeyShared), stream);
 }
 

@@ -5,39 +5,18 @@ namespace lapidary::attention256 {
 
 namespace {
 
-/// Stores a warpgroup's 64 rows of dq from `token` on.
-__device__ inline void store_queries(Bf16* d_q, const Queries& queries, int heads, int token, int head,
-                                     const Place& place, const float (&sum)[128]) {
-  Bf16* row[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int at_row = token + place.row + 8 * r;
-    row[r] =
-        at_row < queries.tokens ? d_q + (static_cast<std::int64_t>(at_row) * heads + head) * kDim : nullptr;
-  }
-  store_rows(sum, row, {1.0f, 1.0f});
-}
-
 // ------------------------------------------------------------------------- from the scores' gradients
 
 struct SumArguments {
-  CUtensorMap k;
+  CUtensorMap k, gradients, stored;
   const std::int32_t *lo, *hi;
-  const Bf16* gradients;
-  Bf16* d_q;
+  KeptGradients kept;
+  Bf16* d_q;  ///< as `stored`
   int* counter;
   int heads;
   Queries queries;  ///< of the round's heads
   Round round;
 };
-
-/// First of the whole tiles of keys that an item's queries see, and the first that they do not.
-__device__ inline int first_tile(const Work& work) {
-  return work.begin / kTile;
-}
-__device__ inline int end_tile(const Work& work) {
-  return work.end > work.begin ? (work.end - 1) / kTile + 1 : first_tile(work);
-}
 
 /// A tile of score gradients [keys, queries] as store_gradients leaves it.
 struct ScoreTile {
@@ -47,6 +26,7 @@ struct ScoreTile {
 struct SumShared {
   static constexpr int kStages = 4;
   Tile k[kStages];
+  Tile out;  ///< the second warpgroup's result; the first's takes the last stage of k
   ScoreTile gradients[kStages][2];
   Barrier full[kStages], empty[kStages];
   Queue queue;
@@ -54,7 +34,7 @@ struct SumShared {
   __device__ void init() {
     for (int i = 0; i < kStages; ++i) {
       hopper::barrier_init(at(&full[i]), 1);
-      hopper::barrier_init(at(&empty[i]), kConsumers / 32);
+      hopper::barrier_init(at(&empty[i]), kConsumers);
     }
     queue.init();
     hopper::fence_barrier_init();
@@ -68,16 +48,15 @@ __device__ void produce_sums(const SumArguments& a, SumShared& s) {
     const Work work = feed.take();
     if (work.number >= a.queries.items) return;
     const QueryItem item(a.queries, work.number);
-    for (int t = first_tile(work); t < end_tile(work); ++t) {
+    for (int t = first_tile(work.begin); t < end_tile(work.begin, work.end); ++t) {
       const Barrier& full = s.full[stage.stage];
       hopper::wait(at(&s.empty[stage.stage]), stage.parity ^ 1);
       hopper::arrive_expect(at(&full), kTileBytes + 2 * kScoreTileBytes);
       load_tile(s.k[stage.stage], a.k, t * kTile, a.round.kv_begin + item.kv, full);
-      for (int i = 0; i < 2; ++i) {
-        const std::int64_t tile = a.round.tile(item.head + i, item.token / kTile, t);
-        hopper::bulk_load(at(&s.gradients[stage.stage][i]), a.gradients + tile * kTile * kTile,
-                          kScoreTileBytes, at(&full));
-      }
+      for (int i = 0; i < 2; ++i)
+        hopper::tma_load(at(&s.gradients[stage.stage][i]), a.gradients,
+                         hopper::Box(0, a.kept.place(item.head + i, item.token / kTile, t) * kTile),
+                         at(&full));
       stage.next();
     }
   }
@@ -101,43 +80,77 @@ __device__ inline void to_rows(std::uint32_t (&d_s)[4][4], const uint4 (&raw)[4]
   }
 }
 
-__device__ void consume_sums(const SumArguments& a, SumShared& s) {
-  const int warpgroup = warpgroup_index();
-  const Place place;
+/// What a consumer warpgroup of the sum kernel keeps from item to item.
+struct SumConsumer {
+  /// Named barriers: the first warpgroup waits until the other has read the last keys, which it overwrites;
+  /// the other does not run ahead of that.
+  static constexpr int kKeysRead = 1, kWaited = 2;
+
+  const SumArguments& a;
+  SumShared& s;
+  int warpgroup = warpgroup_index();
   Ring<2> queue;
   Ring<SumShared::kStages> stage;
-  for (;;) {
-    const Work work = s.queue.pop(queue);
-    if (work.number >= a.queries.items) return;
-    const QueryItem item(a.queries, work.number);
-    float d_q[128] = {};
-    if (const int begin = first_tile(work), end = end_tile(work); begin < end) {
-      uint4 raw[4];
-      std::uint32_t d_s[4][4];
+  Output output;
+
+  /// d_q += the sum over the tiles [begin, end) of keys, one at least.
+  __device__ __forceinline__ void walk(int begin, int end, float (&d_q)[128]) {
+    uint4 raw[4];
+    std::uint32_t d_s[4][4];
+    hopper::wait(at(&s.full[stage.stage]), stage.parity);
+    load_gradients(raw, s.gradients[stage.stage][warpgroup]);
+    to_rows(d_s, raw);
+    for (int t = begin + 1; t < end; ++t) {
+      start_sum(d_q, d_s, by_columns(s.k[stage.stage]), true);
+      const Barrier& done = s.empty[stage.stage];
+      stage.next();
+      output.release<true>();
       hopper::wait(at(&s.full[stage.stage]), stage.parity);
       load_gradients(raw, s.gradients[stage.stage][warpgroup]);
-      to_rows(d_s, raw);
-      for (int t = begin + 1; t < end; ++t) {
-        start_sum(d_q, d_s, by_columns(s.k[stage.stage]), true);
-        const Barrier& done = s.empty[stage.stage];
-        stage.next();
-        hopper::wait(at(&s.full[stage.stage]), stage.parity);
-        load_gradients(raw, s.gradients[stage.stage][warpgroup]);
-        hopper::wgmma_wait<0>();
-        hopper::pin(d_q);
-        arrive_warp(done);
-        to_rows(d_s, raw);
-      }
-      start_sum(d_q, d_s, by_columns(s.k[stage.stage]), true);
       hopper::wgmma_wait<0>();
       hopper::pin(d_q);
-      arrive_warp(s.empty[stage.stage]);
-      stage.next();
+      hopper::arrive(at(&done));
+      to_rows(d_s, raw);
     }
-    store_queries(a.d_q, a.queries, a.heads, item.token,
-                  a.round.kv_begin * a.queries.group + item.head_of(warpgroup), place, d_q);
+    start_sum(d_q, d_s, by_columns(s.k[stage.stage]), true);
+    output.release<true>();
+    hopper::wgmma_wait<0>();
+    hopper::pin(d_q);
   }
-}
+
+  /// Ends a walk.
+  __device__ __forceinline__ void store(int token, int head, const float (&d_q)[128]) {
+    if (warpgroup == 0) {
+      hopper::named_sync(kKeysRead, kConsumers);
+      hopper::named_arrive(kWaited, kConsumers);
+      output.store(s.k[stage.stage], &s.empty[stage.stage], a.stored, token, head, d_q, {1.0f, 1.0f});
+    } else {
+      hopper::arrive(at(&s.empty[stage.stage]));
+      hopper::named_arrive(kKeysRead, kConsumers);
+      hopper::named_sync(kWaited, kConsumers);
+      output.wait();
+      output.store(s.out, nullptr, a.stored, token, head, d_q, {1.0f, 1.0f});
+    }
+    stage.next();
+  }
+
+  __device__ void run() {
+    for (;;) {
+      const Work work = s.queue.pop(queue);
+      if (work.number >= a.queries.items) break;
+      const QueryItem item(a.queries, work.number);
+      const int head = a.round.kv_begin * a.queries.group + item.head_of(warpgroup);
+      if (const int begin = first_tile(work.begin), end = end_tile(work.begin, work.end); begin < end) {
+        float d_q[128] = {};
+        walk(begin, end, d_q);
+        store(item.token, head, d_q);
+      } else {
+        store_zeros(a.d_q, item.token, a.queries.tokens, head, a.heads);
+      }
+    }
+    output.wait();
+  }
+};
 
 __global__ void __launch_bounds__(kThreads, 1) sum_kernel(const __grid_constant__ SumArguments a) {
   auto& s = shared_memory<SumShared>();
@@ -148,17 +161,17 @@ __global__ void __launch_bounds__(kThreads, 1) sum_kernel(const __grid_constant_
     if (threadIdx.x == kConsumers) produce_sums(a, s);
   } else {
     hopper::registers_inc<kConsumerRegisters>();
-    consume_sums(a, s);
+    SumConsumer{a, s}.run();
   }
 }
 
 // ----------------------------------------------------------------------------- with the scores again
 
 struct QueryArguments {
-  CUtensorMap q, d_out, k, v;
+  CUtensorMap q, d_out, k, v, stored;
   const std::int32_t *lo, *hi;
   const float *lse2, *delta;
-  Bf16* d_q;
+  Bf16* d_q;  ///< as `stored`
   int* counter;
   int stride;
   Queries queries;
@@ -227,7 +240,7 @@ struct RowStatistics {
 __device__ inline void probabilities(float (&s)[32], const float (&lse2)[2], const Rows& rows, int key,
                                      const Place& place) {
 #pragma unroll
-  for (int i = 0; i < 32; ++i) s[i] = exp2_of(fmaf(s[i], kLog2E, -lse2[i / 2 % 2]));
+  for (int i = 0; i < 32; ++i) s[i] = hopper::exp2_approx(fmaf(s[i], kLog2E, -lse2[i / 2 % 2]));
   if (rows.whole(key)) return;
 #pragma unroll
   for (int i = 0; i < 32; ++i) {
@@ -244,6 +257,7 @@ struct QueryConsumer {
   Place place;
   Ring<2> queue, k;
   Ring<1> q, v;
+  Output output;
 
   __device__ __forceinline__ void start(float (&scores)[32], float (&d_p)[32]) {
     hopper::wait(at(&s.k_full[k.stage]), k.parity);
@@ -271,6 +285,7 @@ struct QueryConsumer {
                                        const RowStatistics& statistics, float (&d_q)[128]) {
     float scores[32], d_p[32];
     std::uint32_t d_s[4][4];
+    output.release();
     hopper::wait(at(&s.q_full), q.parity);
     q.next();
     start(scores, d_p);
@@ -287,29 +302,33 @@ struct QueryConsumer {
       hopper::wgmma_wait<1>();
       take(scores, d_p, d_s, rows, statistics, begin + j * kTile);
     }
-    arrive_warp(s.q_empty);
     start_sum(d_q, d_s, by_columns(s.k[k.stage]), true);
     hopper::wgmma_wait<0>();
     hopper::pin(d_q);
     arrive_warp(s.k_empty[k.stage]);
     k.next();
   }
-};
 
-__device__ void consume_queries(const QueryArguments& a, QueryShared& s) {
-  QueryConsumer consumer{a, s};
-  for (;;) {
-    const Work work = s.queue.pop(consumer.queue);
-    if (work.number >= a.queries.items) return;
-    const QueryItem item(a.queries, work.number);
-    const int token = item.token_of(consumer.warpgroup), head = item.head_of(consumer.warpgroup);
-    const Rows rows(a.queries, a.lo, a.hi, token, consumer.place);
-    const RowStatistics statistics(a, token, head, consumer.place);
-    float d_q[128] = {};
-    if (const int tiles = tiles_of(work); tiles > 0) consumer.walk(work.begin, tiles, rows, statistics, d_q);
-    store_queries(a.d_q, a.queries, a.queries.heads, token, head, consumer.place, d_q);
+  __device__ void run() {
+    for (;;) {
+      const Work work = s.queue.pop(queue);
+      if (work.number >= a.queries.items) break;
+      const QueryItem item(a.queries, work.number);
+      const int token = item.token_of(warpgroup), head = item.head_of(warpgroup);
+      if (const int tiles = tiles_of(work); tiles > 0) {
+        const Rows rows(a.queries, a.lo, a.hi, token, place);
+        const RowStatistics statistics(a, token, head, place);
+        float d_q[128] = {};
+        walk(work.begin, tiles, rows, statistics, d_q);
+        hopper::named_sync(1 + warpgroup, 128);
+        output.store(s.d_out[warpgroup], &s.q_empty, a.stored, token, head, d_q, {1.0f, 1.0f});
+      } else {
+        store_zeros(a.d_q, token, a.queries.tokens, head, a.queries.heads);
+      }
+    }
+    output.wait();
   }
-}
+};
 
 __global__ void __launch_bounds__(kThreads, 1) query_kernel(const __grid_constant__ QueryArguments a) {
   auto& s = shared_memory<QueryShared>();
@@ -320,8 +339,21 @@ __global__ void __launch_bounds__(kThreads, 1) query_kernel(const __grid_constan
     if (threadIdx.x == kConsumers) produce_for_queries(a, s);
   } else {
     hopper::registers_inc<240>();
-    consume_queries(a, s);
+    QueryConsumer{a, s}.run();
   }
+}
+
+/// Tensor map of the round's tiles, each as it lies in memory. (A plain bulk copy would do, but racecheck
+/// does not see that its barrier orders it.)
+CUtensorMap gradients_map(const KeptGradients& kept, const Round& round, std::int64_t group) {
+  const std::int64_t tiles = round.kv_heads * group * round.head_tiles;
+  return make_tensor_map({.data = kept.tiles,
+                          .dtype = DType::bf16,
+                          .dims = 2,
+                          .size = {kTile, tiles * kTile},
+                          .stride = {1, kTile},
+                          .box = {kTile, kTile},
+                          .swizzle = false});
 }
 
 }  // namespace
@@ -331,8 +363,10 @@ void sum_over_keys(const Attention256Backward& call, const BackwardBuffers& buff
   const AttentionSizes& z = call.sizes;
   SumArguments a{};
   a.k = tile_map(call.k, z.tokens, z.kv_heads);
+  a.stored = output_map(call.d_q, z.tokens, z.heads);
   a.lo = call.lo, a.hi = call.hi;
-  a.gradients = buffers.gradients;
+  a.kept = buffers.kept(round);
+  a.gradients = gradients_map(a.kept, round, z.group());
   a.d_q = static_cast<Bf16*>(call.d_q);
   a.counter = counter;
   a.heads = static_cast<int>(z.heads);
@@ -347,6 +381,7 @@ void sum_over_keys_again(const Attention256Backward& call, const BackwardBuffers
   QueryArguments a{};
   a.q = tile_map(call.q, z.tokens, z.heads), a.d_out = tile_map(call.d_out, z.tokens, z.heads);
   a.k = tile_map(call.k, z.tokens, z.kv_heads), a.v = tile_map(call.v, z.tokens, z.kv_heads);
+  a.stored = output_map(call.d_q, z.tokens, z.heads);
   a.lo = call.lo, a.hi = call.hi;
   a.lse2 = buffers.lse2, a.delta = buffers.delta;
   a.d_q = static_cast<Bf16*>(call.d_q);

@@ -329,6 +329,28 @@ __device__ inline void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// -------------------------------------------------------------------------------------- arithmetic
+
+/// Two bf16 in a word, `low` in the lower half [cvt.rn.bf16x2].
+__device__ inline std::uint32_t pack_bf16(float low, float high) {
+  std::uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
+/// 2^x; 0 for -infinity [ex2.approx].
+__device__ inline float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// Computes x, which is never negative, before what follows: a branch on it. ptxas else moves arithmetic
+/// behind the next wait for wgmma, where nothing is left to run beside it.
+__device__ inline void compute_now(float x) {
+  if (x < 0.0f) __trap();
+}
+
 // ---------------------------------------------------------------------- shared memory and registers
 
 /// Stores four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, its
@@ -337,6 +359,29 @@ __device__ inline void store_matrices(std::uint32_t address, const std::uint32_t
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
                "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
                : "memory");
+}
+
+/// Stores a warp's 16 rows of 64 bf16 as 128-byte swizzled rows: 2 KiB from a multiple of 1024 on. The words
+/// are in the order of wgmma's sums: of every eight columns two of the thread's upper row, two of its lower.
+__device__ inline void store_panel(std::uint32_t panel, const std::uint32_t (&word)[16]) {
+  const std::uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+  for (std::uint32_t i = 0; i < 4; ++i)
+    store_matrices(panel + swizzle128(lane % 16 * 128 + i * 32 + lane / 16 * 16),
+                   {word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]});
+}
+
+/// The same of 64 columns, from 64 `block` on, of wgmma's sums times a factor for each of the two rows.
+template <int N>
+__device__ inline void store_panel(std::uint32_t panel, const float (&sum)[N], int block,
+                                   const float (&factor)[2]) {
+  std::uint32_t word[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const int from = block * 32 + 2 * i;
+    word[i] = pack_bf16(sum[from] * factor[i % 2], sum[from + 1] * factor[i % 2]);
+  }
+  store_panel(panel, word);
 }
 
 /// The same with each matrix transposed on its way.
