@@ -103,44 +103,20 @@ struct Consumer {
     if (steps > 0) release(before);
   }
 
-  /// This warp's 16 rows of 64 columns in shared memory, swizzled as in a tile.
-  __device__ std::uint32_t stage_panel(const std::uint32_t (&word)[16]) {
-    const std::uint32_t panel = shared_address(shared.staging[group]);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const std::uint32_t four[4] = {word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]};
-      store_matrices(panel + swizzle128((warp * 16 + lane % 16) * 128 + i * 32 + lane / 16 * 16), four);
-    }
-    __syncwarp();
-    return panel + warp * kWarpPanel;
+  /// Where this warp's 16 rows of 64 columns are put together on their way out, swizzled as in a tile.
+  __device__ std::uint32_t panel() const {
+    return shared_address(shared.staging[group]) + warp * kWarpPanel;
   }
 
   __device__ void store_tile(const Task& t, bool gradients, int column, const std::uint32_t (&word)[16]) {
-    const std::uint32_t from = stage_panel(word) + lane * 16;
+    __syncwarp();
+    store_panel(panel(), word);
+    __syncwarp();
     std::byte* const to =
         z.tile(t.block, gradients, t.panel + column, t.box + group) + warp * kWarpPanel + lane * 16;
 #pragma unroll
-    for (int i = 0; i < kWarpPanel; i += 512) *reinterpret_cast<uint4*>(to + i) = load_shared(from + i);
-  }
-
-  /// Rounds the sums to rows of a result, as far as it has them.
-  __device__ void store_result(Bf16* result, int row, int rows, int half) {
-    row += group * 64 + warp * 16 + lane / 8;
-#pragma unroll
-    for (int column = 0; column < 4; ++column) {
-      std::uint32_t word[16];
-#pragma unroll
-      for (int i = 0; i < 16; ++i) word[i] = pack(sums[column * 32 + 2 * i], sums[column * 32 + 2 * i + 1]);
-      const std::uint32_t from = stage_panel(word);
-      Bf16* const to =
-          result + static_cast<std::int64_t>(row) * kDim + half * 256 + column * 64 + lane % 8 * 8;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (row + i * 4 < rows)
-          *reinterpret_cast<uint4*>(to + i * 4 * kDim) = load_shared(from + swizzle128(i * 512 + lane * 16));
-      }
-    }
+    for (int i = 0; i < kWarpPanel; i += 512)
+      *reinterpret_cast<uint4*>(to + i) = load_shared(panel() + lane * 16 + i);
   }
 
   /// The row of the problem that this thread's sums i with i / 2 % 2 == r belong to.
@@ -188,8 +164,8 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const int at = column * 16 + i;
-        word[i] = p[at] = pack(exp2_fast(fmaf(sums[2 * at], kLog2e, -lse[at % 2])),
-                               exp2_fast(fmaf(sums[2 * at + 1], kLog2e, -lse[at % 2])));
+        word[i] = p[at] = pack_bf16(exp2_fast(fmaf(sums[2 * at], kLog2e, -lse[at % 2])),
+                                    exp2_fast(fmaf(sums[2 * at + 1], kLog2e, -lse[at % 2])));
       }
       store_tile(t, false, column, word);
     }
@@ -201,8 +177,8 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const int at = column * 16 + i;
-        word[i] = pack(__uint_as_float(p[at] << 16) * sums[2 * at],
-                       __uint_as_float(p[at] & 0xffff0000u) * sums[2 * at + 1]);
+        word[i] = pack_bf16(__uint_as_float(p[at] << 16) * sums[2 * at],
+                            __uint_as_float(p[at] & 0xffff0000u) * sums[2 * at + 1]);
       }
       store_tile(t, true, column, word);
     }
@@ -236,7 +212,7 @@ struct Consumer {
       }
     }
     if (t.last) {
-      store_result(result, row, rows, t.half);
+      store_rows(panel(), sums, {1.0f, 1.0f}, result, row + group * 64 + warp * 16, rows, t.half * 256);
     } else {
 #pragma unroll
       for (int i = 0; i < 32; ++i)
@@ -273,7 +249,6 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     attention512_gradients(const __grid_constant__ Maps maps, const __grid_constant__ Problem z) {
   extern __shared__ std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
-  const int rank = static_cast<int>(cluster_rank());
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(shared_address(&shared.full[i]), 1);
@@ -282,16 +257,15 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     for (int i = 0; i < 2; ++i) {
       barrier_init(shared_address(&shared.task_full[i]), 1);
       barrier_init(shared_address(&shared.task_empty[i]), 8);
-      barrier_init(shared_address(&shared.ticket_full[i]), 1);
-      barrier_init(shared_address(&shared.ticket_empty[i]), kCtas);
     }
+    shared.tickets.init();
     fence_barrier_init();
   }
   cluster_arrive();
   cluster_wait();
   if (threadIdx.x < 128) {
     registers_dec<40>();
-    if (threadIdx.x < 32) Loader{maps, z, shared, rank, static_cast<int>(threadIdx.x), {}, {}, {}, {}}.run();
+    if (threadIdx.x < 32) Loader(maps, z, shared).run();
   } else {
     registers_inc<232>();
     Consumer(z, shared, static_cast<int>(threadIdx.x) / 128 - 1).run();
@@ -374,13 +348,6 @@ CUtensorMap blocks_map(const Tensor& x) {
                           .box = {64, 64, 4 / kCtas}});
 }
 
-int processors() {
-  int device = 0, count = 0;
-  cuda_ok(cudaGetDevice(&device), "cudaGetDevice");
-  cuda_ok(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting SMs");
-  return count;
-}
-
 }  // namespace
 
 void attention512_backward(Stream& stream, const AttentionBackward& op) {
@@ -406,7 +373,7 @@ void attention512_backward(Stream& stream, const AttentionBackward& op) {
   static const cudaError_t allowed =
       cudaFuncSetAttribute(attention512_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   cuda_ok(allowed, "shared memory of attention512_gradients");
-  static const int ctas = processors() / kCtas * kCtas;
+  const int ctas = processors() / kCtas * kCtas;
   attention512_gradients<<<static_cast<unsigned>(ctas), kThreads, kSharedBytes, s>>>(maps, z);
   launched("AttentionBackward");
 }

@@ -15,24 +15,13 @@ struct Shared {
   alignas(1024) std::byte ring[kStages][kStage];
   alignas(1024) std::byte staging[2][kPanel];  ///< by warpgroup: panels on their way out
   Task task[2];
-  int ticket[2];
-  alignas(8) std::uint64_t full[kStages], empty[kStages], task_full[2], task_empty[2], ticket_full[2],
-      ticket_empty[2];
+  TicketBox tickets;
+  alignas(8) std::uint64_t full[kStages], empty[kStages], task_full[2], task_empty[2];
 };
 
 /// The operands as TMA sees them. Suffix 2: rows of 64 columns; 3: blocks of 64 columns of 64 rows.
 struct Maps {
   CUtensorMap q2, d_out2, k2, v2, q3, d_out3, k3;
-};
-
-/// A position in a ring of `kSize`.
-template <int kSize>
-struct Cursor {
-  int slot = 0;
-  std::uint32_t phase = 0;
-  __device__ void next() {
-    if (++slot == kSize) slot = 0, phase ^= 1;
-  }
 };
 
 /// The loading warp. Every lane takes part in decoding; lane 0 issues.
@@ -41,29 +30,17 @@ struct Loader {
   const Problem& z;
   Shared& shared;
   const int rank, lane;
+  Tickets tickets;
   Cursor<kStages> stage;
-  Cursor<2> task, take, give;
+  Cursor<2> task;
 
-  /// The cluster's next ticket, from its first CTA to both.
-  __device__ void fetch_ticket() {
-    if (rank != 0 || lane != 0) return;
-    wait_cluster(shared_address(&shared.ticket_empty[give.slot]), give.phase ^ 1);
-    const int ticket = atomicAdd(z.counters.ticket, 1);
-    for (int r = 0; r < kCtas; ++r) {
-      store_at(shared_address(&shared.ticket[give.slot]), static_cast<std::uint32_t>(r), ticket);
-      arrive_release_at(shared_address(&shared.ticket_full[give.slot]), static_cast<std::uint32_t>(r));
-    }
-    give.next();
-  }
-
-  __device__ int take_ticket() {
-    wait_cluster(shared_address(&shared.ticket_full[take.slot]), take.phase);
-    const int ticket = *static_cast<volatile int*>(&shared.ticket[take.slot]);
-    __syncwarp();
-    if (lane == 0) arrive_release_at(shared_address(&shared.ticket_empty[take.slot]), 0);
-    take.next();
-    return ticket;
-  }
+  __device__ Loader(const Maps& m, const Problem& problem, Shared& memory)
+      : maps(m),
+        z(problem),
+        shared(memory),
+        rank(static_cast<int>(cluster_rank())),
+        lane(static_cast<int>(threadIdx.x) % 32),
+        tickets{memory.tickets, problem.counters.ticket, rank, lane, {}, {}} {}
 
   __device__ void post(const Task& t) {
     if (lane == 0) {
@@ -101,11 +78,11 @@ struct Loader {
   __device__ void load_task(const Task& t) {
     // The next ticket is taken late: one that waits here keeps others waiting.
     const int fetch_at = max(t.steps - kStages, 0);
-    if (t.steps == 0) fetch_ticket();
+    if (t.steps == 0) tickets.fetch();
     if (lane == 0) {
       fence_async();  // what other CTAs wrote, and this thread has seen, before TMA reads it
       for (int s = 0; s < t.steps; ++s) {
-        if (s == fetch_at) fetch_ticket();
+        if (s == fetch_at) tickets.fetch();
         wait(shared_address(&shared.empty[stage.slot]), stage.phase ^ 1);
         const std::uint32_t full = shared_address(&shared.full[stage.slot]),
                             a = shared_address(shared.ring[stage.slot]);
@@ -119,12 +96,12 @@ struct Loader {
 
   __device__ void run() {
     Walk walk(z);
-    fetch_ticket();
-    while (walk.seek(take_ticket())) {
+    tickets.fetch();
+    while (walk.seek(tickets.take())) {
       Task t = walk.task(rank, lane);
       if (t.kind == Kind::nothing) {
         if (rank == 0 && lane == 0) add_relaxed(z.counters.scores_done + t.block, kScoreSignals);
-        fetch_ticket();
+        tickets.fetch();
         continue;
       }
       if (lane == 0) walk.wait_for_inputs(t);

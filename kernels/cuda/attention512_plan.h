@@ -12,12 +12,17 @@ namespace lapidary {
 
 constexpr int kAttention512Dim = 512, kAttention512Tile = 128;
 constexpr int kAttention512Slots = 3;
+/// A chunk of queries may be so many times as long where its keys are as many times fewer.
+constexpr int kAttention512Widest = 4;
 
 /// True where the kernels for head dimension 512 on one key head apply; other sizes go through products.
 constexpr bool attention512_applies(const AttentionSizes& s, DType type) {
   return type == DType::bf16 && s.dim == kAttention512Dim && s.kv_heads == 1 && s.tokens > 0 && s.heads > 0 &&
          kAttention512Tile % s.heads == 0 && s.tokens * s.heads < std::int64_t{1} << 30;
 }
+
+/// The forward's scratch: the counter that hands out items.
+constexpr std::size_t kAttention512Scratch = 256;
 
 /// The scratch of the backward for head dimension 512: chunks of queries against ranges of keys, whose p and
 /// ds are kept in bf16 for kAttention512Slots blocks at a time.
@@ -51,8 +56,33 @@ inline Attention512Scratch attention512_scratch(const AttentionSizes& s) {
   out.tiles = column * static_cast<std::size_t>(out.range_keys);
   out.most_blocks = chunks * ((s.tokens + kAttention512Tile + out.range_keys - 1) / out.range_keys);
   out.blocks = align(out.most_blocks * 32);
-  out.counters = align((2 + 2 * out.most_blocks + (out.query_units + out.key_units) * 4) * 4);
+  out.counters =
+      align((2 + 2 * out.most_blocks + (out.query_units * kAttention512Widest + out.key_units) * 4) * 4);
   return out;
+}
+
+/// What a block of the backward is: a chunk of queries against a range of keys.
+struct Attention512Block {
+  std::int64_t tokens, keys;
+};
+
+/// The longest chunks that the host's bounds (null: unknown) allow in the scratch's tiles: those whose keys,
+/// of any chunk, are one range. Short documents then make few blocks with many tasks each, which wait less
+/// for each other; a chunk's d_q needs no sums.
+inline Attention512Block attention512_block(const AttentionSizes& s, const Attention512Scratch& plan,
+                                            const std::int32_t* lo, const std::int32_t* hi) {
+  for (std::int64_t times = kAttention512Widest; lo && hi && times > 1; times /= 2) {
+    const Attention512Block block{
+        plan.chunk_tokens * times,
+        plan.range_keys / times / (2 * kAttention512Tile) * (2 * kAttention512Tile)};
+    bool fits = true;
+    for (std::int64_t from = 0; fits && from < s.tokens; from += block.tokens)
+      fits = hi[std::min(from + block.tokens, s.tokens) - 1] -
+                 lo[from] / kAttention512Tile * kAttention512Tile <=
+             block.keys;
+    if (fits) return block;
+  }
+  return {plan.chunk_tokens, plan.range_keys};
 }
 
 }  // namespace lapidary

@@ -1,15 +1,13 @@
 // The backward for head dimension 512 as a sequence of tasks: which exist, in what order a cluster takes
 // them, what each reads, and what it waits for. docs/attention512.md explains the order.
 #pragma once
-#include "kernels/cuda/attention512_plan.h"
-#include "kernels/cuda/device.cuh"
-#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/attention512_cluster.cuh"
 #include "kernels/ops.h"
 
 namespace lapidary::attention512 {
 
-constexpr int kDim = kAttention512Dim, kTile = kAttention512Tile, kKeyTile = 2 * kTile;
-constexpr int kCtas = 2;  ///< of a cluster; each takes kTile rows (or keys) of a task
+constexpr int kTile = kAttention512Tile;  ///< rows (or keys) of a CTA's part of a task
+constexpr int kKeyTile = 2 * kTile;
 constexpr int kPanel =
     64 * 64 * 2;  ///< bytes of 64 rows of 64 columns of p or ds, swizzled as TMA and wgmma do
 constexpr int kSlots = kAttention512Slots;  ///< blocks whose p and ds are kept at a time
@@ -17,7 +15,6 @@ constexpr int kAhead = 1;  ///< blocks by which scores run ahead of the products
 /// What one scores task adds to scores_done: one from each computing warp.
 constexpr int kScoreSignals = kCtas * 8;
 constexpr int kProductSignals = kCtas * 8;
-constexpr float kLog2e = 1.4426950408889634f;
 
 // -------------------------------------------------------------------------------- between the clusters
 
@@ -40,26 +37,10 @@ __device__ inline void wait_at_least(const int* p, int x) {
   while (load_acquire(p) < x) __nanosleep(64);
 }
 
-__device__ inline uint4 load_shared(std::uint32_t shared) {
-  uint4 x;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "r"(shared)
-               : "memory");
-  return x;
-}
-
 __device__ inline float exp2_fast(float x) {
   float y;
   asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));  // volatile: in order, fewer at a time
   return y;
-}
-
-/// Two bf16, the first in the low half.
-__device__ inline std::uint32_t pack(float x, float y) {
-  std::uint32_t both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
-  return both;
 }
 
 // ------------------------------------------------------------------------------------------ the problem
@@ -112,8 +93,10 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
     return out;
   };
   Problem z{};
-  z.tokens = static_cast<int>(op.q.size(0)), z.heads = static_cast<int>(op.q.size(1));
-  z.chunk_tokens = static_cast<int>(plan.chunk_tokens), z.range_keys = static_cast<int>(plan.range_keys);
+  const AttentionSizes sizes{op.q.size(0), op.q.size(1), op.k.size(1), op.q.size(2)};
+  const Attention512Block block = attention512_block(sizes, plan, op.host_lo, op.host_hi);
+  z.tokens = static_cast<int>(sizes.tokens), z.heads = static_cast<int>(sizes.heads);
+  z.chunk_tokens = static_cast<int>(block.tokens), z.range_keys = static_cast<int>(block.keys);
   z.lo = ptr<std::int32_t>(op.lo), z.hi = ptr<std::int32_t>(op.hi);
   z.d_q = ptr<Bf16>(op.d_q), z.d_k = ptr<Bf16>(op.d_k), z.d_v = ptr<Bf16>(op.d_v);
   z.statistics = reinterpret_cast<float2*>(take(plan.statistics));
@@ -129,7 +112,8 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
   };
   z.counters.ticket = count(1), z.counters.blocks = count(1);
   z.counters.scores_done = count(plan.most_blocks), z.counters.products_done = count(plan.most_blocks);
-  z.counters.query_flags = count(plan.query_units * 4), z.counters.key_flags = count(plan.key_units * 4);
+  z.counters.query_flags = count(plan.query_units * kAttention512Widest * 4);
+  z.counters.key_flags = count(plan.key_units * 4);
   return z;
 }
 
@@ -233,22 +217,40 @@ class Walk {
     return t;
   }
 
+  /// The first of a chunk's boxes of 64 rows that sees a key from `key` on, and the first that sees none
+  /// before `key` any more; `boxes` where there is none. A whole warp looks at up to 32 boxes at a time, then
+  /// closer.
+  __device__ int first_box(int key, int boxes, int lane) const {
+    return first_that(boxes, lane, [&](int box) {
+      return z_.hi[token_of(b_.row + min((box + 1) * 64, b_.rows) - 1)] > key;
+    });
+  }
+  __device__ int end_box(int key, int boxes, int lane) const {
+    return first_that(boxes, lane, [&](int box) { return z_.lo[token_of(b_.row + box * 64)] >= key; });
+  }
+  /// The first of n for which a monotone condition holds, or n.
+  template <class Condition>
+  __device__ static int first_that(int n, int lane, Condition&& holds) {
+    int from = 0, to = n;  // it holds nowhere before `from`, and everywhere from `to` on
+    while (from < to) {
+      const int each = (to - from + 31) / 32, at = from + (lane + 1) * each - 1;
+      const unsigned found = __ballot_sync(0xffffffffu, at >= to || holds(at));
+      if (found == 0) return to;
+      const int groups = __ffs(static_cast<int>(found)) - 1;
+      to = min(to, from + (groups + 1) * each - 1);
+      from += groups * each;
+    }
+    return to;
+  }
+
   __device__ Task d_key(int index, int rank, int lane) const {
     const int tile = index / 4, key = b_.key + tile * kKeyTile;
     Task t{};
     t.kind = index % 2 == 0 ? Kind::d_k : Kind::d_v, t.block = block_, t.half = index / 2 % 2;
     t.row = b_.row, t.key = key + rank * kTile, t.panel = tile * (kKeyTile / 64) + rank * (kTile / 64);
-    // The chunk's boxes of rows that see a key of the tile: a lane looks at `each` boxes.
-    const int boxes = (b_.rows + 63) / 64, each = (boxes + 31) / 32;
-    bool sees = false;
-    if (lane * each < boxes)
-      sees = z_.lo[token_of(b_.row + lane * each * 64)] < key + kKeyTile &&
-             z_.hi[token_of(b_.row + min((lane + 1) * each, boxes) * 64 - 1)] > key;
-    const unsigned all = __ballot_sync(0xffffffffu, sees);
-    if (all != 0) {
-      t.first_step = (__ffs(static_cast<int>(all)) - 1) * each;
-      t.steps = min((32 - __clz(static_cast<int>(all))) * each, boxes) - t.first_step;
-    }
+    const int boxes = (b_.rows + 63) / 64, end = end_box(key + kKeyTile, boxes, lane);
+    t.first_step = first_box(key, boxes, lane);
+    t.steps = max(end - t.first_step, 0);
     const int place = t.key / kTile, next = b_.row / z_.heads + z_.chunk_tokens;
     t.unit = ((t.kind == Kind::d_k ? 0 : 2) + t.half) * z_.key_boxes() + place * 2;
     t.valid = t.key < b_.key + b_.keys;
