@@ -2,6 +2,7 @@
 #include <cmath>
 #include <iostream>
 
+#include "kernels/attention_tiles.h"
 #include "kernels/batch.h"
 #include "kernels/check.h"
 #include "kernels/ops.h"
@@ -32,6 +33,7 @@ struct Layout {
 };
 constexpr Layout kLayouts[] = {{"causal, one document", 0, 0, false},
                                {"documents of 2048", 2048, 0, true},
+                               {"documents of 1024", 1024, 0, true},
                                {"documents of 512", 512, 0, true},
                                {"documents of 128", 128, 0, true},
                                {"pictures of 280, text of 100", 100, 280, false},
@@ -159,19 +161,23 @@ void AttentionBench::time(int rounds) {
 }
 
 void AttentionBench::print(const std::vector<Mask>& masks, const std::vector<BenchTime>& times) const {
-  std::cout << fmt::format("\n{} tokens, {}\n{:<32}{:>12}{:>11}{:>10}{:>9}{:>12}{:>10}{:>9}\n", tokens_,
-                           kind_.name, "", "keys/query", "forward ms", "TFLOP/s", "a pair", "backward ms",
-                           "TFLOP/s", "a pair");
+  std::cout << fmt::format("\n{} tokens, {}\n{:<32}{:>12}", tokens_, kind_.name, "", "keys/query");
+  for (const char* side : {"forward ms", "backward ms"})
+    std::cout << fmt::format("{:>12}{:>9}{:>8}{:>8}", side, "TFLOP/s", "a pair", "tiles");
+  std::cout << "\n";
   double first[2] = {};
   for (std::size_t i = 0; i < masks.size(); ++i) {
     const double pairs = pairs_of(masks[i].keys);
     const double products = 2.0 * static_cast<double>(kind_.heads * kind_.dim) * pairs;
+    const AttentionTiles computed =
+        attention_tiles(masks[i].keys, kind_.heads, kind_.kv_heads, kind_.dim, type());
     std::string line = fmt::format("{:<32}{:>12.1f}", kLayouts[i].name, pairs / static_cast<double>(tokens_));
     for (std::size_t side = 0; side < 2; ++side) {
       const double ms = times[2 * i + side].median, cost = ms / pairs;
       if (i == 0) first[side] = cost;
-      line += fmt::format("{:>11.3f}{:>10.0f}{:>8.2f}x", ms, (side == 0 ? 2 : 5) * products / ms * 1e-9,
-                          cost / first[side]);
+      line +=
+          fmt::format("{:>12.3f}{:>9.0f}{:>7.2f}x{:>7.2f}x", ms, (side == 0 ? 2 : 5) * products / ms * 1e-9,
+                      cost / first[side], (side == 0 ? computed.forward : computed.backward) / pairs);
     }
     std::cout << line << "\n" << std::flush;
   }
@@ -185,7 +191,9 @@ int run_bench_attention(const BenchAttentionArguments& arguments) {
   std::cout
       << backend.description()
       << "\nUseful products: 2 forward, 5 backward, of 2 d FLOP for every visible pair and head. \"a pair\": "
-         "cost of a visible pair against the first row.\n";
+         "cost of a visible pair against the first row. \"tiles\": pairs in the tiles that are computed, for "
+         "every "
+         "visible one.\n";
   for (const int tokens : arguments.tokens)
     for (const LayerKind& kind : kKinds)
       AttentionBench(backend, *stream, kind, tokens).time(arguments.rounds);
