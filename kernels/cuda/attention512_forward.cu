@@ -28,179 +28,84 @@ constexpr int kThreads = 3 * 128;  ///< a warpgroup that loads, two that compute
 constexpr float kSlack = 8.0f;
 
 struct Shared {
-  alignas(1024) std::byte q[kSteps * kBox];
-  alignas(1024) std::byte p[2 * kBox];  ///< probabilities [64, 128]; between items the output on its way
+  alignas(1024) std::byte q[kSteps * kBox];  ///< later the output
+  alignas(1024) std::byte p[2 * kBox];       ///< probabilities [64, 128]
   alignas(1024) std::byte ring[kStages * kStage];
-  float most[2][2][kRows];  ///< maxima, by parity of the tile and warpgroup
-  float sums[2][kRows];     ///< by warpgroup
-  int item[2];
-  TicketBox tickets;
-  alignas(8) std::uint64_t full[kStages], empty[kStages], q_full[kSteps], q_empty, item_full[2],
-      item_empty[2];
-
-  __device__ void init() {
-    for (int i = 0; i < kStages; ++i) {
-      barrier_init(shared_address(&full[i]), 1);
-      barrier_init(shared_address(&empty[i]), 2 * kCtas);
-    }
-    for (std::uint64_t& x : q_full) barrier_init(shared_address(&x), 1);
-    barrier_init(shared_address(&q_empty), 8);
-    for (int i = 0; i < 2; ++i) {
-      barrier_init(shared_address(&item_full[i]), 1);
-      barrier_init(shared_address(&item_empty[i]), 8);
-    }
-    tickets.init();
-    fence_barrier_init();
-  }
+  float most[2][2][kRows];  ///< by parity of the tile and warpgroup: maxima, at last sums
+  alignas(8) std::uint64_t full[kStages], empty[kStages], q_full[kSteps];
 };
 constexpr int kSharedBytes = sizeof(Shared) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
 
-/// An item is the rows of a cluster; the last ones, which see the most keys where the mask is causal, first.
-struct Problem {
-  int tokens, heads, items;
-  const std::int32_t *lo, *hi;
-  Bf16* out;
-  float* lse;
-  int* counter;  ///< hands out items
-
-  __host__ __device__ int rows() const { return tokens * heads; }
-  __device__ int first_row(int item) const { return (items - 1 - item) * kCtas * kRows; }
+struct Sizes {
+  int tokens, heads;
+  __device__ int rows() const { return tokens * heads; }
 };
 
 /// Keys that some row of the cluster sees, in tiles of kKeys from `begin`.
 struct KeyTiles {
   int begin, count;
   int last_steps;  ///< stages of the last tile's values: keys behind the last visible one are left out
-  __device__ KeyTiles(const Problem& z, int first_row) {
+  __device__ KeyTiles(const Sizes& z, const std::int32_t* lo, const std::int32_t* hi, int first_row) {
     const int last_row = min(first_row + kCtas * kRows, z.rows()) - 1;
-    begin = z.lo[first_row / z.heads];
-    const int keys = max(z.hi[last_row / z.heads] - begin, 0);
+    begin = lo[first_row / z.heads];
+    const int keys = max(hi[last_row / z.heads] - begin, 0);
     count = (keys + kKeys - 1) / kKeys;
     last_steps = (keys - (count - 1) * kKeys + 15) / 16;
   }
 };
 
-struct Maps {
-  CUtensorMap q, k, v;
-};
-
-/// The loading warp, whose first lane issues: every box of keys and values goes to both CTAs, each of which
-/// fetches half.
-struct Loader {
-  const Maps& maps;
-  const Problem& z;
-  Shared& shared;
-  const int rank, lane;
-  Tickets tickets;
+/// The loading thread: every box of keys and values goes to both CTAs, each of which fetches half.
+__device__ void load(const CUtensorMap& q, const CUtensorMap& k, const CUtensorMap& v, Shared& shared,
+                     const KeyTiles& tiles, int first_row, int rank) {
+  const auto load_queries = [&](int i) {
+    const std::uint32_t full = shared_address(&shared.q_full[i]);
+    arrive_expect(full, kBox);
+    tma_load(shared_address(shared.q) + i * kBox, q, Box(i * 64, first_row), full);
+  };
   Cursor<kStages> at;
-  Cursor<2> posted;
-  Cursor<1> queries;
-
-  __device__ Loader(const Maps& m, const Problem& problem, Shared& memory)
-      : maps(m),
-        z(problem),
-        shared(memory),
-        rank(static_cast<int>(cluster_rank())),
-        lane(static_cast<int>(threadIdx.x) % 32),
-        tickets{memory.tickets, problem.counter, rank, lane, {}, {}} {}
-
-  /// Tells the computing warpgroups.
-  __device__ void post(int item) {
-    wait(shared_address(&shared.item_empty[posted.slot]), posted.phase ^ 1);
-    shared.item[posted.slot] = item;
-    arrive(shared_address(&shared.item_full[posted.slot]));
-    posted.next();
-  }
-
-  template <class Copy>
-  __device__ void stage(Copy&& copy) {
+  constexpr std::uint16_t kAll = (1 << kCtas) - 1;
+  const auto stage = [&](auto&& copy) {
     wait(shared_address(&shared.empty[at.slot]), at.phase ^ 1);
     const std::uint32_t full = shared_address(&shared.full[at.slot]);
     arrive_expect(full, kStage);
     copy(shared_address(shared.ring) + at.slot * kStage + rank * kBox, full);
     at.next();
-  }
-
-  __device__ void load_queries(int i, int first_row) {
-    if (i == 0) wait(shared_address(&shared.q_empty), queries.phase ^ 1), queries.next();
-    const std::uint32_t full = shared_address(&shared.q_full[i]);
-    arrive_expect(full, kBox);
-    tma_load(shared_address(shared.q) + i * kBox, maps.q, Box(i * 64, first_row + rank * kRows), full);
-  }
-
-  __device__ void load(const KeyTiles& tiles, int first_row) {
-    constexpr std::uint16_t kAll = (1 << kCtas) - 1;
-    for (int tile = 0; tile <= tiles.count; ++tile) {
-      const int key = tiles.begin + tile * kKeys;
-      if (tile < tiles.count) {
-        for (int i = 0; i < kSteps; ++i) {
-          if (tile == 0) load_queries(i, first_row);
-          stage([&](std::uint32_t to, std::uint32_t full) {
-            tma_load_multicast(to, maps.k, Box(i * 64, key + rank * 64), full, kAll);
-          });
-        }
-      }
-      if (tile > 0) {
-        for (int i = 0; i < (tile < tiles.count ? kSteps : tiles.last_steps); ++i)
-          stage([&](std::uint32_t to, std::uint32_t full) {
-            tma_load_multicast(to, maps.v, Box(0, key - kKeys + i * 16, rank * 4), full, kAll);
-          });
+  };
+  for (int tile = 0; tile <= tiles.count; ++tile) {
+    const int key = tiles.begin + tile * kKeys;
+    if (tile < tiles.count) {
+      for (int i = 0; i < kSteps; ++i) {
+        if (tile == 0) load_queries(i);
+        stage([&](std::uint32_t to, std::uint32_t full) {
+          tma_load_multicast(to, k, Box(i * 64, key + rank * 64), full, kAll);
+        });
       }
     }
-  }
-
-  __device__ void run() {
-    tickets.fetch();
-    for (;;) {
-      const int item = tickets.take();
-      if (lane == 0) post(item);
-      if (item >= z.items) return;
-      tickets.fetch();
-      if (lane == 0) load(KeyTiles(z, z.first_row(item)), z.first_row(item));
-      __syncwarp();
+    if (tile > 0) {
+      for (int i = 0; i < (tile < tiles.count ? kSteps : tiles.last_steps); ++i)
+        stage([&](std::uint32_t to, std::uint32_t full) {
+          tma_load_multicast(to, v, Box(0, key - kKeys + i * 16, rank * 4), full, kAll);
+        });
     }
   }
-};
+}
 
 /// What one thread of a computing warpgroup holds. Its two rows are `row` and row + 8 of the CTA.
 struct Consumer {
   Shared& shared;
   const int group, thread, row;
   Cursor<kStages> at, released;
-  Cursor<2> taken;
-  Cursor<1> queries;
-  float o[128];
+  float o[128] = {};
   float s[32];
   std::uint32_t p[16];
-  float top[2], sum[2], rescale[2];
+  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, rescale[2] = {1, 1};
 
   __device__ Consumer(Shared& memory, int warpgroup)
       : shared(memory),
         group(warpgroup),
         thread(static_cast<int>(threadIdx.x) % 128),
         row(thread / 32 * 16 + thread % 32 / 4) {}
-
-  __device__ int take_item() {
-    wait(shared_address(&shared.item_full[taken.slot]), taken.phase);
-    const int item = shared.item[taken.slot];
-    __syncwarp();
-    if (thread % 32 == 0) arrive(shared_address(&shared.item_empty[taken.slot]));
-    taken.next();
-    return item;
-  }
-
-  __device__ void reset() {
-#pragma unroll
-    for (float& x : o) x = 0.0f;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) top[r] = -INFINITY, sum[r] = 0.0f, rescale[r] = 1.0f;
-  }
-
-  /// This warp has read the queries for the last time.
-  __device__ void release_queries() {
-    if (thread % 32 == 0) arrive(shared_address(&shared.q_empty));
-  }
 
   __device__ std::uint32_t wait_stage() {
     wait(shared_address(&shared.full[at.slot]), at.phase);
@@ -332,38 +237,37 @@ struct Consumer {
     softmax_most(tile % 2);
     if constexpr (kValues) wgmma_wait<4>(), release(4);
     softmax_exp();
-    compute_now(fminf(sum[0], sum[1]));
     if constexpr (kValues) wgmma_wait<2>(), release(2);
   }
 };
 
-/// The tiles of an item, one at least: c.o and c.sum become the unnormalised output and its sums.
-__device__ void attend(Consumer& c, const Problem& z, const KeyTiles& tiles, int first_row) {
+__device__ void compute(const CUtensorMap& out, Shared& shared, const Sizes& z, const std::int32_t* lo,
+                        const std::int32_t* hi, float* lse, const KeyTiles& tiles, int first_row, int group) {
+  Consumer c(shared, group);
   int row_lo[2] = {0, 0}, row_hi[2] = {0, 0};
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = first_row + c.row + 8 * r;
-    if (row < z.rows()) row_lo[r] = z.lo[row / z.heads], row_hi[r] = z.hi[row / z.heads];
+    if (row < z.rows()) row_lo[r] = lo[row / z.heads], row_hi[r] = hi[row / z.heads];
   }
   // Keys that every row of the CTA sees.
   const bool whole = first_row + kRows <= z.rows();
-  const int all_lo = whole ? z.lo[(first_row + kRows - 1) / z.heads] : 0,
-            all_hi = whole ? z.hi[first_row / z.heads] : 0;
+  const int all_lo = whole ? lo[(first_row + kRows - 1) / z.heads] : 0,
+            all_hi = whole ? hi[first_row / z.heads] : 0;
   const auto covered = [&](int tile) {
     const int key = tiles.begin + tile * kKeys;
     return all_lo <= key && key + kKeys <= all_hi;
   };
-  c.reset();
-  for (int i = 0; i < kSteps; ++i) {
-    wait(shared_address(&c.shared.q_full[i]), c.queries.phase);
-    c.score_step(i);
+  if (tiles.count > 0) {
+    for (int i = 0; i < kSteps; ++i) {
+      wait(shared_address(&shared.q_full[i]), 0);
+      c.score_step(i);
+    }
+    wgmma_wait<0>();
+    pin(c.s);
+    c.release(kSteps);
+    c.softmax<false>(0, tiles, row_lo, row_hi, covered(0));
   }
-  c.queries.next();
-  wgmma_wait<0>();
-  pin(c.s);
-  c.release(kSteps);
-  if (tiles.count == 1) c.release_queries();
-  c.softmax<false>(0, tiles, row_lo, row_hi, covered(0));
   for (int tile = 0; tile + 1 < tiles.count; ++tile) {
     c.finish_values(tile > 0 ? 2 : 0);
     c.score_step(0);
@@ -380,82 +284,79 @@ __device__ void attend(Consumer& c, const Problem& z, const KeyTiles& tiles, int
     wgmma_wait<kSteps - 1>();  // 7 is the most that can be left under way
     pin(c.s);
     c.release(1);
-    if (tile + 2 == tiles.count) c.release_queries();
     c.softmax<true>(tile + 1, tiles, row_lo, row_hi, covered(tile + 1));
   }
-  c.finish_values(tiles.count > 1 ? 2 : 0);
-  c.put_probabilities();
-  named_sync(3, 256);
-  for (int i = 0; i < tiles.last_steps; ++i) c.value_step(i);
+  if (tiles.count > 0) {
+    c.finish_values(tiles.count > 1 ? 2 : 0);
+    c.put_probabilities();
+    named_sync(3, 256);
+    for (int i = 0; i < tiles.last_steps; ++i) c.value_step(i);
+  }
   wgmma_wait<0>();
   pin(c.o);
-  c.release(tiles.last_steps);
-}
-
-/// Ends an item: joins the sums of both warpgroups and stores the output and its log-sum-exp.
-__device__ void store(Consumer& c, const Problem& z, int first_row) {
+  // Sums of both warpgroups; the output over the queries, whose last reader is done.
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     c.sum[r] += __shfl_xor_sync(0xffffffffu, c.sum[r], 1);
     c.sum[r] += __shfl_xor_sync(0xffffffffu, c.sum[r], 2);
-    if (c.thread % 4 == 0) c.shared.sums[c.group][c.row + 8 * r] = c.sum[r];
   }
-  named_sync(1, 256);  // and the other warpgroup has read the probabilities
+  named_sync(1, 256);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (c.thread % 4 == 0) shared.most[0][group][c.row + 8 * r] = c.sum[r];
+  }
+  named_sync(1, 256);
   float scale[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int at = c.row + 8 * r, row = first_row + at;
-    const float sum = c.shared.sums[0][at] + c.shared.sums[1][at];
+    const float sum = shared.most[0][0][at] + shared.most[0][1][at];
     scale[r] = sum > 0.0f ? 1.0f / sum : 0.0f;
-    if (c.group == 0 && c.thread % 4 == 0 && row < z.rows())
-      z.lse[static_cast<std::int64_t>(row % z.heads) * z.tokens + row / z.heads] =
+    if (group == 0 && c.thread % 4 == 0 && row < z.rows())
+      lse[static_cast<std::int64_t>(row % z.heads) * z.tokens + row / z.heads] =
           (c.top[r] + log2f(sum)) * 0.6931471805599453f;
   }
-  store_rows(c.warp_panel(shared_address(c.shared.p) + c.group * kBox), c.o, scale, z.out,
-             first_row + c.thread / 32 * 16, z.rows(), c.group * 256);
-}
-
-/// Rows that see no key.
-__device__ void store_nothing(const Problem& z, int first_row, int thread, int group) {
-  for (int i = group * 128 + thread; i < kRows * (kDim / 8); i += 256) {
-    const int row = first_row + i / (kDim / 8);
-    if (row >= z.rows()) return;
-    *reinterpret_cast<uint4*>(z.out + static_cast<std::int64_t>(row) * kDim + i % (kDim / 8) * 8) =
-        make_uint4(0, 0, 0, 0);
-    if (i % (kDim / 8) == 0)
-      z.lse[static_cast<std::int64_t>(row % z.heads) * z.tokens + row / z.heads] = -INFINITY;
-  }
-}
-
-__device__ void compute(const Problem& z, Shared& shared, int rank, int group) {
-  Consumer c(shared, group);
-  for (;;) {
-    const int item = c.take_item();
-    if (item >= z.items) return;
-    const KeyTiles tiles(z, z.first_row(item));
-    const int first_row = z.first_row(item) + rank * kRows;
-    if (tiles.count == 0) {
-      store_nothing(z, first_row, c.thread, group);
-    } else {
-      attend(c, z, tiles, first_row);
-      store(c, z, first_row);
-    }
+#pragma unroll
+  for (int box = 0; box < 4; ++box)
+    store_panel(c.warp_panel(shared_address(shared.q) + (group * 4 + box) * kBox), c.o, box, scale);
+  fence_async_shared();
+  named_sync(4 + group, 128);
+  if (c.thread == 0) {
+    for (int box = group * 4; box < group * 4 + 4; ++box)
+      tma_store(out, Box(box * 64, first_row), shared_address(shared.q) + box * kBox);
+    bulk_commit();
+    bulk_wait_read<0>();
   }
 }
 
 __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
-    attention512_forward_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Problem z) {
+    attention512(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
+                 const __grid_constant__ CUtensorMap v, const __grid_constant__ CUtensorMap out,
+                 const std::int32_t* lo, const std::int32_t* hi, float* lse, Sizes z) {
   extern __shared__ std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
-  if (threadIdx.x == 0) shared.init();
+  const int rank = static_cast<int>(cluster_rank());
+  // The last rows, which see the most keys where the mask is causal, go first.
+  const int cluster = static_cast<int>(gridDim.x - 1 - blockIdx.x) / kCtas;
+  const int first_row = (cluster * kCtas + rank) * kRows;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(shared_address(&shared.full[i]), 1);
+      barrier_init(shared_address(&shared.empty[i]), 2 * kCtas);
+    }
+    for (int i = 0; i < kSteps; ++i) barrier_init(shared_address(&shared.q_full[i]), 1);
+    fence_barrier_init();
+  }
   cluster_arrive();
   cluster_wait();
+  const KeyTiles tiles(z, lo, hi, cluster * kCtas * kRows);
   if (threadIdx.x < 128) {
-    registers_dec<40>();
-    if (threadIdx.x < 32) Loader(maps, z, shared).run();
+    registers_dec<24>();
+    if (threadIdx.x == 0) load(q, k, v, shared, tiles, first_row, rank);
+    __syncwarp();
   } else {
-    registers_inc<232>();
-    compute(z, shared, static_cast<int>(cluster_rank()), static_cast<int>(threadIdx.x) / 128 - 1);
+    registers_inc<240>();
+    compute(out, shared, z, lo, hi, lse, tiles, first_row, static_cast<int>(threadIdx.x) / 128 - 1);
   }
   // A CTA that ends early would take its barriers and its ring from under the other.
   __syncwarp();
@@ -477,21 +378,16 @@ CUtensorMap value_map(const Tensor& v) {
 
 void attention512_forward(Stream& stream, const Attention& op) {
   const std::int64_t tokens = op.q.size(0), heads = op.q.size(1);
-  Problem z{};
-  z.tokens = static_cast<int>(tokens), z.heads = static_cast<int>(heads);
-  z.items = static_cast<int>(ceil_div(tokens * heads, kCtas * kRows));
-  z.lo = ptr<std::int32_t>(op.lo), z.hi = ptr<std::int32_t>(op.hi);
-  z.out = ptr<Bf16>(op.out), z.lse = ptr<float>(op.lse);
-  z.counter = static_cast<int*>(op.scratch.data());
-  const Maps maps{make_tensor_map(op.q.reshape({tokens * heads, kDim}), kRows, 64),
-                  make_tensor_map(op.k.reshape({tokens, kDim}), 64, 64), value_map(op.v)};
-  static const cudaError_t allowed = cudaFuncSetAttribute(
-      attention512_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  cuda_ok(allowed, "shared memory of attention512_forward_kernel");
-  cuda_ok(cudaMemsetAsync(z.counter, 0, sizeof(int), cuda_stream(stream)), "Attention: cudaMemsetAsync");
-  const int ctas = kCtas * std::min(processors() / kCtas, z.items);
-  attention512_forward_kernel<<<static_cast<unsigned>(ctas), kThreads, kSharedBytes, cuda_stream(stream)>>>(
-      maps, z);
+  const CUtensorMap q = make_tensor_map(op.q.reshape({tokens * heads, kDim}), kRows, 64),
+                    k = make_tensor_map(op.k.reshape({tokens, kDim}), 64, 64), v = value_map(op.v),
+                    out = make_tensor_map(op.out.reshape({tokens * heads, kDim}), kRows, 64);
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(attention512, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  cuda_ok(allowed, "shared memory of attention512");
+  const auto clusters = static_cast<unsigned>(ceil_div(tokens * heads, kCtas * kRows));
+  attention512<<<clusters * kCtas, kThreads, kSharedBytes, cuda_stream(stream)>>>(
+      q, k, v, out, ptr<std::int32_t>(op.lo), ptr<std::int32_t>(op.hi), ptr<float>(op.lse),
+      Sizes{static_cast<int>(tokens), static_cast<int>(heads)});
   launched("Attention");
 }
 

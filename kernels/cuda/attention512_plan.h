@@ -21,9 +21,6 @@ constexpr bool attention512_applies(const AttentionSizes& s, DType type) {
          kAttention512Tile % s.heads == 0 && s.tokens * s.heads < std::int64_t{1} << 30;
 }
 
-/// The forward's scratch: the counter that hands out items.
-constexpr std::size_t kAttention512Scratch = 256;
-
 /// The scratch of the backward for head dimension 512: chunks of queries against ranges of keys, whose p and
 /// ds are kept in bf16 for kAttention512Slots blocks at a time.
 struct Attention512Scratch {
