@@ -11,9 +11,9 @@ namespace attention256 {
 namespace {
 
 struct ForwardArguments {
-  CUtensorMap q, k, v, stored;
+  CUtensorMap q, k, v;
   const std::int32_t *lo, *hi;
-  Bf16* out;  ///< as `stored`
+  Bf16* out;
   float* lse;
   int* counter;
   Queries queries;
@@ -100,7 +100,6 @@ struct Softmax {
       s[i] = hopper::exp2_approx(fmaf(s[i], kLog2E, -shift[r]));
       sum[r] += s[i];
     }
-    hopper::compute_now(fminf(sum[0], sum[1]));
     return moved;
   }
 
@@ -133,115 +132,128 @@ __device__ inline void rescale(float (&out)[128], const float (&factor)[2]) {
   for (int i = 0; i < 128; ++i) out[i] *= factor[i / 2 % 2];
 }
 
-/// What a consumer warpgroup keeps from item to item. The last stages of keys and of values also take the
-/// results: those of warpgroup 0 go where the keys were, those of warpgroup 1 where the values were.
-struct ForwardConsumer {
-  /// Named barriers: one warpgroup waits until the other has read what it is about to overwrite.
-  static constexpr int kKeysRead = 1, kValuesRead = 2;
+/// Waits for the scores of tile `key` and makes them probabilities in place; as Softmax::step.
+__device__ inline bool take_scores(ForwardShared& s, const Rows& rows, const Place& place, int key,
+                                   Ring<ForwardShared::kStages>& k, Softmax& softmax, float (&scores)[32],
+                                   float (&factor)[2]) {
+  hopper::pin(scores);
+  arrive_warp(s.k_empty[k.stage]);
+  k.next();
+  mask_scores(scores, rows, key, place);
+  return softmax.step(scores, factor);
+}
 
-  const ForwardArguments& a;
-  ForwardShared& s;
-  int group = warpgroup_index();
-  Place place;
+/// Walks the item's tiles of keys (one at least); out += the unnormalised sum over the values.
+__device__ inline void attend(ForwardShared& s, const Rows& rows, const Place& place, int begin, int tiles,
+                              const Tile& q, Ring<ForwardShared::kStages>& k, Ring<ForwardShared::kStages>& v,
+                              Softmax& softmax, float (&out)[128]) {
+  float scores[32], factor[2];
+  std::uint32_t p[4][4];
+  hopper::wait(at(&s.k_full[k.stage]), k.parity);
+  start_scores(scores, by_rows(q), by_rows(s.k[k.stage]));
+  hopper::wgmma_wait<0>();
+  take_scores(s, rows, place, begin, k, softmax, scores, factor);
+  pack(p, scores);
+  for (int j = 1; j < tiles; ++j) {
+    hopper::wait(at(&s.k_full[k.stage]), k.parity);
+    start_scores(scores, by_rows(q), by_rows(s.k[k.stage]));
+    hopper::wait(at(&s.v_full[v.stage]), v.parity);
+    start_sum(out, p, by_columns(s.v[v.stage]), true);
+    hopper::wgmma_wait<1>();
+    const bool moved = take_scores(s, rows, place, begin + j * kTile, k, softmax, scores, factor);
+    hopper::wgmma_wait<0>();
+    hopper::pin(out);
+    arrive_warp(s.v_empty[v.stage]);
+    v.next();
+    if (moved) rescale(out, factor);
+    pack(p, scores);
+  }
+  arrive_warp(s.q_empty);
+  hopper::wait(at(&s.v_full[v.stage]), v.parity);
+  start_sum(out, p, by_columns(s.v[v.stage]), true);
+  hopper::wgmma_wait<0>();
+  hopper::pin(out);
+  arrive_warp(s.v_empty[v.stage]);
+  v.next();
+}
+
+/// Lane q of a quad has word q of every 16-byte group; afterwards word[0..3] is group q whole.
+__device__ inline void transpose_quad(std::uint32_t (&word)[4]) {
+  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+  const std::uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? word[0] : word[1], 1);
+  const std::uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? word[2] : word[3], 1);
+  if (odd) {
+    word[0] = a, word[2] = b;
+  } else {
+    word[1] = a, word[3] = b;
+  }
+  // word[0, 1]: half of group (odd); word[2, 3]: half of group 2 + (odd).
+  const std::uint32_t c = __shfl_xor_sync(0xffffffffu, upper ? word[0] : word[2], 2);
+  const std::uint32_t d = __shfl_xor_sync(0xffffffffu, upper ? word[1] : word[3], 2);
+  if (upper) {
+    word[0] = c, word[1] = d;
+  } else {
+    word[2] = c, word[3] = d;
+  }
+}
+
+/// Stores the thread's two rows of a [64, 256] sum times a factor each, in bf16; null where a row is not to
+/// be stored. All lanes take part.
+__device__ inline void store_rows(const float (&sum)[128], Bf16* const (&row)[2], const float (&factor)[2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int g = 0; g < 8; ++g) {
+      std::uint32_t word[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int from = (4 * g + i) * 4 + 2 * r;
+        word[i] = hopper::pack_bf16(sum[from] * factor[r], sum[from + 1] * factor[r]);
+      }
+      transpose_quad(word);
+      if (row[r])
+        *reinterpret_cast<uint4*>(row[r] + (4 * g + lane) * 8) =
+            make_uint4(word[0], word[1], word[2], word[3]);
+    }
+  }
+}
+
+__device__ void consume_forward(const ForwardArguments& a, ForwardShared& s) {
+  const int group = warpgroup_index();
+  const Place place;
   Ring<2> queue;
   Ring<1> q;
   Ring<ForwardShared::kStages> k, v;
-  Output output;
-
-  __device__ __forceinline__ void start(float (&scores)[32]) {
-    hopper::wait(at(&s.k_full[k.stage]), k.parity);
-    start_scores(scores, by_rows(s.q[group]), by_rows(s.k[k.stage]));
-  }
-  __device__ __forceinline__ void add_values(float (&out)[128], const std::uint32_t (&p)[4][4]) {
-    hopper::wait(at(&s.v_full[v.stage]), v.parity);
-    start_sum(out, p, by_columns(s.v[v.stage]), true);
-  }
-
-  /// The complete scores of tile `key` become probabilities in place; as Softmax::step.
-  __device__ __forceinline__ bool take(float (&scores)[32], const Rows& rows, int key, bool last,
-                                       Softmax& softmax, float (&factor)[2]) {
-    hopper::pin(scores);
-    if (!last || group == 1) arrive_warp(s.k_empty[k.stage]);
-    if (last && group == 1) hopper::named_arrive(kKeysRead, kConsumers);
-    if (!last) k.next();
-    mask_scores(scores, rows, key, place);
-    return softmax.step(scores, factor);
-  }
-
-  /// Walks the item's tiles of keys (one at least); out += the unnormalised sum over the values.
-  __device__ __forceinline__ void attend(const Rows& rows, int begin, int tiles, Softmax& softmax,
-                                         float (&out)[128]) {
-    float scores[32], factor[2];
-    std::uint32_t p[4][4];
-    hopper::wait(at(&s.q_full), q.parity);
-    q.next();
-    start(scores);
-    output.release();
-    hopper::wgmma_wait<0>();
-    take(scores, rows, begin, tiles == 1, softmax, factor);
-    pack(p, scores);
-    for (int j = 1; j < tiles; ++j) {
-      start(scores);
-      add_values(out, p);
-      hopper::wgmma_wait<1>();
-      const bool moved = take(scores, rows, begin + j * kTile, j + 1 == tiles, softmax, factor);
-      hopper::wgmma_wait<0>();
-      hopper::pin(out);
-      arrive_warp(s.v_empty[v.stage]);
-      v.next();
-      if (moved) rescale(out, factor);
-      pack(p, scores);
+  for (;;) {
+    const Work work = s.queue.pop(queue);
+    if (work.number >= a.queries.items) return;
+    const QueryItem item(a.queries, work.number);
+    const int token = item.token_of(group), head = item.head_of(group);
+    const Rows rows(a.queries, a.lo, a.hi, token, place);
+    Softmax softmax;
+    float out[128] = {};
+    if (const int tiles = tiles_of(work); tiles > 0) {
+      hopper::wait(at(&s.q_full), q.parity);
+      q.next();
+      attend(s, rows, place, work.begin, tiles, s.q[group], k, v, softmax, out);
     }
-    arrive_warp(s.q_empty);
-    add_values(out, p);
-    hopper::wgmma_wait<0>();
-    hopper::pin(out);
-  }
-
-  /// Ends an item that attend has walked.
-  __device__ __forceinline__ void store(int token, int head, const float (&out)[128],
-                                        const float (&factor)[2]) {
-    if (group == 0) {
-      arrive_warp(s.v_empty[v.stage]);
-      hopper::named_sync(kKeysRead, kConsumers);
-      hopper::named_arrive(kValuesRead, kConsumers);
-      output.store(s.k[k.stage], &s.k_empty[k.stage], a.stored, token, head, out, factor);
-    } else {
-      hopper::named_sync(kValuesRead, kConsumers);
-      output.store(s.v[v.stage], &s.v_empty[v.stage], a.stored, token, head, out, factor);
-    }
-    k.next(), v.next();
-  }
-
-  __device__ void run() {
-    for (;;) {
-      const Work work = s.queue.pop(queue);
-      if (work.number >= a.queries.items) break;
-      const QueryItem item(a.queries, work.number);
-      const int token = item.token_of(group), head = item.head_of(group), tiles = tiles_of(work);
-      const Rows rows(a.queries, a.lo, a.hi, token, place);
-      Softmax softmax;
-      float out[128] = {};
-      if (tiles > 0) attend(rows, work.begin, tiles, softmax, out);
-      softmax.finish();
-      float factor[2];
+    softmax.finish();
+    float factor[2];
+    Bf16* row[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = token + place.row + 8 * r;
-        factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
-        if (row < a.queries.tokens && place.column == 0)
-          a.lse[static_cast<std::int64_t>(head) * a.queries.tokens + row] =
-              softmax.top[r] + logf(softmax.sum[r]);
-      }
-      if (tiles > 0) {
-        store(token, head, out, factor);
-      } else {
-        store_zeros(a.out, token, a.queries.tokens, head, a.queries.heads);
-      }
+    for (int r = 0; r < 2; ++r) {
+      const int at_row = token + place.row + 8 * r;
+      const bool stored = at_row < a.queries.tokens;
+      factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
+      row[r] = stored ? a.out + (static_cast<std::int64_t>(at_row) * a.queries.heads + head) * kDim : nullptr;
+      if (stored && place.column == 0)
+        a.lse[static_cast<std::int64_t>(head) * a.queries.tokens + at_row] =
+            softmax.top[r] + logf(softmax.sum[r]);
     }
-    output.wait();
+    store_rows(out, row, factor);
   }
-};
+}
 
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_constant__ ForwardArguments a) {
   auto& s = shared_memory<ForwardShared>();
@@ -252,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_const
     if (threadIdx.x == kConsumers) produce_forward(a, s);
   } else {
     hopper::registers_inc<kConsumerRegisters>();
-    ForwardConsumer{a, s}.run();
+    consume_forward(a, s);
   }
 }
 
@@ -305,7 +317,6 @@ void attention256_forward(const Attention256Forward& call, cudaStream_t stream) 
   a.q = tile_map(call.q, z.tokens, z.heads);
   a.k = tile_map(call.k, z.tokens, z.kv_heads);
   a.v = tile_map(call.v, z.tokens, z.kv_heads);
-  a.stored = output_map(call.out, z.tokens, z.heads);
   a.lo = call.lo, a.hi = call.hi;
   a.out = static_cast<Bf16*>(call.out), a.lse = call.lse;
   a.counter = static_cast<int*>(call.scratch);

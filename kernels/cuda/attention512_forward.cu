@@ -5,6 +5,7 @@
 // through one ring of 16 KiB stages, so that the softmax of a tile runs beside the value product of the one
 // before.
 #include "kernels/cuda/attention512.h"
+#include "kernels/cuda/attention512_cluster.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/tensor_map.h"
@@ -14,15 +15,14 @@ namespace lapidary {
 namespace {
 
 using namespace hopper;
+using namespace attention512;
 
-constexpr int kDim = 512, kRows = 64, kKeys = 128;
-constexpr int kCtas = 2;           ///< of a cluster
+constexpr int kRows = 64, kKeys = 128;
 constexpr int kBox = 64 * 64 * 2;  ///< bytes of 64 rows of 64 bf16
 constexpr int kStages = 9;         ///< of the ring
 constexpr int kStage = 2 * kBox;   ///< 64 columns of 128 keys, or 16 values
 constexpr int kSteps = kDim / 64;  ///< stages of a tile's keys, and of its values
 constexpr int kThreads = 3 * 128;  ///< a warpgroup that loads, two that compute
-constexpr float kLog2e = 1.4426950408889634f;
 /// Probabilities are relative to a maximum that is raised only when it is this much too low (in log2): bf16
 /// and float32 hold 2^8 as well as 1, and the output is rescaled less often.
 constexpr float kSlack = 8.0f;
@@ -40,21 +40,6 @@ static_assert(kSharedBytes <= 227 * 1024);
 struct Sizes {
   int tokens, heads;
   __device__ int rows() const { return tokens * heads; }
-};
-
-__device__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// A position in the ring.
-struct Cursor {
-  int slot = 0;
-  std::uint32_t phase = 0;
-  __device__ void next() {
-    if (++slot == kStages) slot = 0, phase ^= 1;
-  }
 };
 
 /// Keys that some row of the cluster sees, in tiles of kKeys from `begin`.
@@ -78,7 +63,7 @@ __device__ void load(const CUtensorMap& q, const CUtensorMap& k, const CUtensorM
     arrive_expect(full, kBox);
     tma_load(shared_address(shared.q) + i * kBox, q, Box(i * 64, first_row), full);
   };
-  Cursor at;
+  Cursor<kStages> at;
   constexpr std::uint16_t kAll = (1 << kCtas) - 1;
   const auto stage = [&](auto&& copy) {
     wait(shared_address(&shared.empty[at.slot]), at.phase ^ 1);
@@ -110,7 +95,7 @@ __device__ void load(const CUtensorMap& q, const CUtensorMap& k, const CUtensorM
 struct Consumer {
   Shared& shared;
   const int group, thread, row;
-  Cursor at, released;
+  Cursor<kStages> at, released;
   float o[128] = {};
   float s[32];
   std::uint32_t p[16];
@@ -194,7 +179,7 @@ struct Consumer {
     for (int r = 0; r < 2; ++r) {
       rescale[r] = 1.0f;
       if (most[r] * kLog2e > top[r] + kSlack) {
-        rescale[r] = exp2_fast(top[r] - most[r] * kLog2e);
+        rescale[r] = exp2_approx(top[r] - most[r] * kLog2e);
         top[r] = most[r] * kLog2e;
         sum[r] *= rescale[r];
       }
@@ -205,31 +190,20 @@ struct Consumer {
 #pragma unroll
     for (int i = 0; i < 32; i += 2) {
       const int r = i / 2 % 2;
-      const float x = exp2_fast(fmaf(s[i], kLog2e, -base[r])),
-                  y = exp2_fast(fmaf(s[i + 1], kLog2e, -base[r]));
+      const float x = exp2_approx(fmaf(s[i], kLog2e, -base[r])),
+                  y = exp2_approx(fmaf(s[i + 1], kLog2e, -base[r]));
       sum[r] += x + y;
-      p[i / 2] = pack(x, y);
+      p[i / 2] = pack_bf16(x, y);
     }
   }
 
-  __device__ static std::uint32_t pack(float x, float y) {
-    std::uint32_t both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
-    return both;
-  }
-
-  /// Where this lane's row of the 16 columns `i` of a swizzled box begins, for store_matrices.
-  __device__ std::uint32_t matrix_address(std::uint32_t box, int i) const {
-    const int lane = thread % 32;
-    return box + swizzle128((thread / 32 * 16 + lane % 16) * 128 + i * 32 + lane / 16 * 16);
+  /// Where this warp's rows of a box begin.
+  __device__ std::uint32_t warp_panel(std::uint32_t box) const {
+    return box + thread / 32 * (kBox / 4);
   }
 
   __device__ void store_probabilities() {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const std::uint32_t word[4] = {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
-      store_matrices(matrix_address(shared_address(shared.p) + group * kBox, i), word);
-    }
+    store_panel(warp_panel(shared_address(shared.p) + group * kBox), p);
     fence_async_shared();
   }
 
@@ -343,16 +317,8 @@ __device__ void compute(const CUtensorMap& out, Shared& shared, const Sizes& z, 
           (c.top[r] + log2f(sum)) * 0.6931471805599453f;
   }
 #pragma unroll
-  for (int box = 0; box < 4; ++box) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* x = c.o + box * 32 + i * 8;
-      const std::uint32_t word[4] = {
-          Consumer::pack(x[0] * scale[0], x[1] * scale[0]), Consumer::pack(x[2] * scale[1], x[3] * scale[1]),
-          Consumer::pack(x[4] * scale[0], x[5] * scale[0]), Consumer::pack(x[6] * scale[1], x[7] * scale[1])};
-      store_matrices(c.matrix_address(shared_address(shared.q) + (group * 4 + box) * kBox, i), word);
-    }
-  }
+  for (int box = 0; box < 4; ++box)
+    store_panel(c.warp_panel(shared_address(shared.q) + (group * 4 + box) * kBox), c.o, box, scale);
   fence_async_shared();
   named_sync(4 + group, 128);
   if (c.thread == 0) {

@@ -11,6 +11,48 @@ using namespace hopper;
 constexpr int kStages = 4;
 constexpr int kStageA = kTile * 64 * 2, kStageB = kKeyTile * 64 * 2, kStage = kStageA + kStageB;
 
+/// Numbers from a counter in global memory, each for a whole cluster: its first CTA takes them and tells the
+/// others.
+struct TicketBox {
+  int ticket[2];
+  alignas(8) std::uint64_t full[2], empty[2];
+
+  __device__ void init() {
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(shared_address(&full[i]), 1);
+      barrier_init(shared_address(&empty[i]), kCtas);
+    }
+  }
+};
+struct Tickets {
+  TicketBox& box;
+  int* counter;
+  const int rank, lane;
+  Cursor<2> taken, given;
+
+  /// Sends for the cluster's next ticket; at most two may be on their way.
+  __device__ void fetch() {
+    if (rank != 0 || lane != 0) return;
+    wait_cluster(shared_address(&box.empty[given.slot]), given.phase ^ 1);
+    const int ticket = atomicAdd(counter, 1);
+    for (std::uint32_t r = 0; r < kCtas; ++r) {
+      store_at(shared_address(&box.ticket[given.slot]), r, ticket);
+      arrive_release_at(shared_address(&box.full[given.slot]), r);
+    }
+    given.next();
+  }
+
+  /// The next ticket, for a whole warp.
+  __device__ int take() {
+    wait_cluster(shared_address(&box.full[taken.slot]), taken.phase);
+    const int ticket = *static_cast<volatile int*>(&box.ticket[taken.slot]);
+    __syncwarp();
+    if (lane == 0) arrive_release_at(shared_address(&box.empty[taken.slot]), 0);
+    taken.next();
+    return ticket;
+  }
+};
+
 struct Shared {
   alignas(1024) std::byte ring[kStages][kStage];
   alignas(1024) std::byte staging[2][kPanel];  ///< by warpgroup: panels on their way out

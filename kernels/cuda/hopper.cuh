@@ -345,12 +345,6 @@ __device__ inline float exp2_approx(float x) {
   return y;
 }
 
-/// Computes x, which is never negative, before what follows: a branch on it. ptxas else moves arithmetic
-/// behind the next wait for wgmma, where nothing is left to run beside it.
-__device__ inline void compute_now(float x) {
-  if (x < 0.0f) __trap();
-}
-
 // ---------------------------------------------------------------------- shared memory and registers
 
 /// Stores four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, its
