@@ -51,10 +51,10 @@ TEST(Arguments, EveryCommandReadsItsOwn) {
   EXPECT_EQ(eval.checkpoint, "run/step-5");
 
   PlanArguments plan;
-  EXPECT_EQ(plan.ranks, (std::vector<int>{1, 2, 8, 64}));
+  EXPECT_EQ(plan.options.ranks, (std::vector<int>{1, 2, 8, 64}));
   EXPECT_EQ(read({"--ranks", "1,16,1K", "--ranks-per-node", "4", "--memory", "80GiB"}, plan), "");
-  EXPECT_EQ(plan.ranks, (std::vector<int>{1, 16, 1000}));
-  EXPECT_EQ(plan.ranks_per_node, 4);
+  EXPECT_EQ(plan.options.ranks, (std::vector<int>{1, 16, 1000}));
+  EXPECT_EQ(plan.options.ranks_per_node, 4);
   EXPECT_EQ(plan.memory, 80LL << 30);
 
   DataBuildArguments build;

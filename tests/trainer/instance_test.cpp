@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <mpi.h>
 
+#include <array>
 #include <cmath>
 #include <random>
 
@@ -141,7 +142,9 @@ TEST_F(InstanceTest, GradientsAreTheSlopesOfTheLoss) {
 TEST_F(InstanceTest, OptimizerStateTakesTheBytesOfItsLayout) {
   use(DType::bf16);
   double elements = 0;
-  for (const ParameterShard* shard : make()->shards()) elements += static_cast<double>(shard->weight.numel());
+  const auto instance = make();
+  for (const ParameterShard* shard : instance->shards())
+    elements += static_cast<double>(shard->weight.numel());
   const auto state = [&](OptimizerLayout layout) {
     options_.optimizer->layout = layout;
     return static_cast<double>(plan_memory(config_, table_, options_, mesh_.shape, Device::cpu).state);
@@ -157,26 +160,27 @@ TEST_F(InstanceTest, OptimizerStateTakesTheBytesOfItsLayout) {
 // loss falls. On one batch, from 5.6 to below 3 in 30 steps.
 TEST_F(InstanceTest, EveryOptimizerLayoutLearnsAlike) {
   use(DType::bf16);
-  std::vector<double> exact;
-  for (const auto layout :
-       {OptimizerLayout::float32, OptimizerLayout::split, OptimizerLayout::bf16, OptimizerLayout::float8}) {
+  const auto losses = [&](OptimizerLayout layout) {
     options_.optimizer->layout = layout;
     const auto instance = make();
     const Batch b = batch(48);
-    const double targets =
-        world_.all_reduce(static_cast<double>(b.target_tokens()), HostGroup::Reduce::sum, "test");
-    std::vector<double> losses;
-    for (int step = 1; step <= 30; ++step) {
+    const auto sum = [&](double x) { return world_.all_reduce(x, HostGroup::Reduce::sum, "test"); };
+    const double targets = sum(static_cast<double>(b.target_tokens()));
+    std::array<double, 30> out{};
+    for (std::size_t i = 0; i < out.size(); ++i) {
       instance->begin_step();
       instance->run_training(b, 1.0 / targets, true);
-      instance->finish_step(3e-3, step);
-      losses.push_back(
-          world_.all_reduce(instance->read_totals()[kTotalLoss], HostGroup::Reduce::sum, "test") / targets);
+      instance->finish_step(3e-3, static_cast<std::int64_t>(i + 1));
+      out[i] = sum(instance->read_totals()[kTotalLoss]) / targets;
     }
-    if (exact.empty()) exact = losses;
-    EXPECT_LT(losses.back(), 0.6 * losses.front());
-    for (std::size_t i = 0; i < losses.size(); ++i)
-      EXPECT_NEAR(losses[i], exact[i], 0.03 * exact[i]) << static_cast<int>(layout) << ", step " << i + 1;
+    return out;
+  };
+  const auto exact = losses(OptimizerLayout::float32);
+  EXPECT_LT(exact.back(), 0.6 * exact.front());
+  for (const auto layout : {OptimizerLayout::split, OptimizerLayout::bf16, OptimizerLayout::float8}) {
+    const auto lean = losses(layout);
+    for (std::size_t i = 0; i < exact.size(); ++i)
+      EXPECT_NEAR(lean[i], exact[i], 0.03 * exact[i]) << static_cast<int>(layout) << ", step " << i + 1;
   }
 }
 
