@@ -330,9 +330,9 @@ __device__ void compute(const CUtensorMap& out, Shared& shared, const Sizes& z, 
 }
 
 __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
-    attention512(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
-                 const __grid_constant__ CUtensorMap v, const __grid_constant__ CUtensorMap out,
-                 const std::int32_t* lo, const std::int32_t* hi, float* lse, Sizes z) {
+    forward_kernel(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
+                   const __grid_constant__ CUtensorMap v, const __grid_constant__ CUtensorMap out,
+                   const std::int32_t* lo, const std::int32_t* hi, float* lse, Sizes z) {
   extern __shared__ std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
   const int rank = static_cast<int>(cluster_rank());
@@ -382,10 +382,10 @@ void attention512_forward(Stream& stream, const Attention& op) {
                     k = make_tensor_map(op.k.reshape({tokens, kDim}), 64, 64), v = value_map(op.v),
                     out = make_tensor_map(op.out.reshape({tokens * heads, kDim}), kRows, 64);
   static const cudaError_t allowed =
-      cudaFuncSetAttribute(attention512, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+      cudaFuncSetAttribute(forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   cuda_ok(allowed, "shared memory of attention512");
   const auto clusters = static_cast<unsigned>(ceil_div(tokens * heads, kCtas * kRows));
-  attention512<<<clusters * kCtas, kThreads, kSharedBytes, cuda_stream(stream)>>>(
+  forward_kernel<<<clusters * kCtas, kThreads, kSharedBytes, cuda_stream(stream)>>>(
       q, k, v, out, ptr<std::int32_t>(op.lo), ptr<std::int32_t>(op.hi), ptr<float>(op.lse),
       Sizes{static_cast<int>(tokens), static_cast<int>(heads)});
   launched("Attention");
