@@ -226,6 +226,16 @@ struct RowShape {
   }
 };
 
+/// Calls f(k, at) for the packs of the row that this thread owns.
+template <class S, class F>
+__device__ inline void for_packs(int n, F&& f) {
+#pragma unroll
+  for (int k = 0; k < S::K; ++k) {
+    const int at = (static_cast<int>(threadIdx.x) + k * static_cast<int>(blockDim.x)) * S::W;
+    if (at < n) f(k, at);
+  }
+}
+
 /// Calls f(Type<T>, bool_constant<vector path>).
 template <class F>
 void with_row_type(const char* op, DType dtype, bool vector, F&& f) {
@@ -239,8 +249,7 @@ void with_row_type(const char* op, DType dtype, bool vector, F&& f) {
 }
 
 /// As with_row_type for kernels that keep sums in registers while they walk over rows: f(Type<T>, RowShape).
-/// One pack a thread where a block can hold the row so; 512 threads then leave room for two blocks a
-/// multiprocessor, each with its next row's loads in flight.
+/// One pack a thread where a block can hold the row so.
 template <class F>
 void with_row_loop(const char* op, DType dtype, bool vector, std::int64_t n, F&& f) {
   with_row_type(op, dtype, vector, [&](auto type, auto is_vector) {
@@ -267,7 +276,9 @@ __device__ inline float tanh_for(float x) {
   }
 }
 
-/// d [n] += sums over the rows of partial [rows, n] (float32, contiguous), in row order.
-void add_row_sums(Stream& stream, const float* partial, std::int64_t rows, std::int64_t n, const Tensor& d);
+/// d [n] += sums over the rows of partial [rows, n] (float32, contiguous), in a fixed order. The same for
+/// `other`, where given, and the next `rows` rows.
+void add_row_sums(Stream& stream, const float* partial, std::int64_t rows, std::int64_t n, const Tensor& d,
+                  const Tensor& other = Tensor());
 
 }  // namespace lapidary

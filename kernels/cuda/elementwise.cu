@@ -98,6 +98,32 @@ void convert_to(Stream& stream, const char* op, const Tensor& in, const Tensor& 
   launched(op);
 }
 
+template <class T>
+struct RankParts {
+  const T *own, *others;
+  T* out;
+  std::int64_t n;
+  int rank, others_count;
+  bool accumulate;
+};
+
+template <class T, int W>
+__global__ void rank_sum(RankParts<T> p) {
+  for_elements<W>({1, p.n}, [&](std::int64_t, std::int64_t at) {
+    float sum[W] = {};
+    const auto add = [&](const T* x) {
+      const auto pack = Pack<T, W>::load(x + at);
+#pragma unroll
+      for (int i = 0; i < W; ++i) sum[i] += pack.get(i);
+    };
+#pragma unroll 4
+    for (int r = 0; r <= p.others_count; ++r)
+      add(r == p.rank ? p.own : p.others + static_cast<std::int64_t>(r < p.rank ? r : r - 1) * p.n);
+    if (p.accumulate) add(p.out);
+    Pack<T, W>::from(sum).store(p.out + at);
+  });
+}
+
 template <class T, int W>
 __global__ void add_bias(T* x, const T* bias, Extent e) {
   for_elements<W>(e, [&](std::int64_t r, std::int64_t at) {
@@ -121,23 +147,25 @@ __global__ void column_sums(const T* x, std::int64_t rows, std::int64_t n, float
   partial[blockIdx.y * n + column] = sum;
 }
 
-/// d[column] += the partial sums of the column, in order: eight groups of rows, then the groups.
+/// d[column] += the partial sums of the column: 32 groups of rows, each in order, then the groups by a tree.
+/// Blocks of y = 1 do the same for `other` and the rows that follow.
 template <class A>
-__global__ void add_partials(const float* partial, std::int64_t rows, std::int64_t n, A* d) {
-  constexpr int kColumns = 32, kGroups = kThreads / kColumns;
-  __shared__ float shared[kGroups][kColumns];
+__global__ void __launch_bounds__(1024)
+    add_partials(const float* partial, std::int64_t rows, std::int64_t n, A* d, A* other) {
+  constexpr int kColumns = 32, kGroups = 32;
+  __shared__ float shared[kGroups][kColumns + 1];
   const int lane = static_cast<int>(threadIdx.x) % kColumns, group = static_cast<int>(threadIdx.x) / kColumns;
-  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kColumns + lane;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kColumns;
+  if (blockIdx.y > 0) partial += rows * n, d = other;
   float sum = 0.0f;
-  if (column < n) {
+  if (first + lane < n) {
 #pragma unroll 8
-    for (std::int64_t r = group; r < rows; r += kGroups) sum += partial[r * n + column];
+    for (std::int64_t r = group; r < rows; r += kGroups) sum += partial[r * n + first + lane];
   }
   shared[group][lane] = sum;
   __syncthreads();
-  if (group > 0 || column >= n) return;
-  for (int g = 1; g < kGroups; ++g) sum += shared[g][lane];
-  d[column] = from_float<A>(to_float(d[column]) + sum);
+  sum = warp_sum(shared[lane][group]);
+  if (lane == 0 && first + group < n) d[first + group] = from_float<A>(to_float(d[first + group]) + sum);
 }
 
 template <class T>
@@ -176,10 +204,13 @@ __global__ void fill_normal(T* out, std::int64_t n, double mean, double std, std
 
 }  // namespace
 
-void add_row_sums(Stream& stream, const float* partial, std::int64_t rows, std::int64_t n, const Tensor& d) {
+void add_row_sums(Stream& stream, const float* partial, std::int64_t rows, std::int64_t n, const Tensor& d,
+                  const Tensor& other) {
   with_float_type("a weight gradient", d.dtype(), [&](auto type) {
     using A = typename decltype(type)::type;
-    add_partials<A><<<blocks_for(n, 32), kThreads, 0, cuda_stream(stream)>>>(partial, rows, n, ptr<A>(d));
+    const dim3 grid(blocks_for(n, 32), other ? 2 : 1);
+    add_partials<A>
+        <<<grid, 1024, 0, cuda_stream(stream)>>>(partial, rows, n, ptr<A>(d), ptr_or_null<A>(other));
   });
   launched("sums of a weight gradient");
 }
@@ -229,6 +260,24 @@ void Copy::cuda(Stream& stream) const {
 void Add::cuda(Stream& stream) const {
   check(*this);
   convert_to<true>(stream, "Add", in, out);
+}
+
+void RankSum::cuda(Stream& stream) const {
+  check(*this);
+  if (out.numel() == 0) return;
+  with_row_type("RankSum", out.dtype(), aligned(16, {&own, &others, &out}), [&](auto type, auto vector) {
+    using T = typename decltype(type)::type;
+    constexpr int W = RowShape<T, vector>::W;
+    const RankParts<T> p{.own = ptr<T>(own),
+                         .others = ptr<T>(others),
+                         .out = ptr<T>(out),
+                         .n = out.numel(),
+                         .rank = static_cast<int>(rank),
+                         .others_count = static_cast<int>(others.rows()),
+                         .accumulate = accumulate};
+    rank_sum<T, W><<<grid_for({1, p.n}, W), kThreads, 0, cuda_stream(stream)>>>(p);
+  });
+  launched("RankSum");
 }
 
 void AddBias::cuda(Stream& stream) const {

@@ -19,10 +19,10 @@ constexpr std::size_t partial_bytes(std::int64_t rows, std::int64_t columns) {
   return static_cast<std::size_t>(partial_rows(rows) * columns) * sizeof(float);
 }
 
-/// The same for the q, k, v preparation: three per multiprocessor.
-constexpr std::int64_t kQkvBlocks = 396;
-constexpr std::int64_t qkv_blocks(std::int64_t tokens) {
-  return std::min(tokens, kQkvBlocks);
+/// The same for kernels whose blocks have a whole multiprocessor's shared memory for their rows in flight.
+constexpr std::int64_t kRingBlocks = 132;
+constexpr std::int64_t ring_blocks(std::int64_t rows) {
+  return std::min(rows, kRingBlocks);
 }
 
 /// Rows that one block of a column sum reads.

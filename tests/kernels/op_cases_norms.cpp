@@ -227,7 +227,7 @@ OpCase layer_norm_backward_case(std::int64_t rows, std::int64_t n) {
 std::vector<OpCase> norm_cases() {
   std::vector<OpCase> out;
   for (const auto& [rows, n] : std::vector<std::pair<std::int64_t, std::int64_t>>{
-           {1, 1}, {3, 5}, {2, 33}, {0, 7}, {70, 300}, {301, 64}}) {
+           {1, 1}, {3, 5}, {2, 33}, {0, 7}, {70, 300}, {1500, 64}, {140, 3840}, {3, 4608}}) {
     for (const bool weight : {false, true}) {
       out.push_back(rms_case(rows, n, weight));
       // The norm of a single number is its sign: the gradient is what rounding leaves of zero.
@@ -238,9 +238,12 @@ std::vector<OpCase> norm_cases() {
     out.push_back(layer_norm_backward_case(rows, n));
   }
   out.push_back(rms_backward_case(9, 17, true, true));
+  out.push_back(rms_backward_case(1500, 64, true, true));
   for (const HalfLayer& h :
        {HalfLayer{1, 3, true, true}, HalfLayer{5, 7, false, false}, HalfLayer{5, 7, true, false},
-        HalfLayer{5, 7, false, true}, HalfLayer{9, 33, true, true}, HalfLayer{70, 300, true, true}}) {
+        HalfLayer{5, 7, false, true}, HalfLayer{9, 33, true, true}, HalfLayer{70, 300, true, true},
+        HalfLayer{1500, 64, true, true}, HalfLayer{1500, 64, true, false}, HalfLayer{140, 3840, false, true},
+        HalfLayer{3, 4608, false, true}}) {
     out.push_back(half_layer_case(h));
     out.push_back(half_layer_backward_case(h));
   }

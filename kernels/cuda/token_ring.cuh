@@ -1,0 +1,150 @@
+// Tokens on their way to shared memory ahead of their use, for the passes between the fused projection and q, k
+// and v: one block a multiprocessor walks over its tokens, a producer warp brings them, the other warps take the
+// heads in turn.
+#pragma once
+#include "kernels/cuda/heads.cuh"
+#include "kernels/cuda/partials.h"
+#include "kernels/cuda/row_ring.cuh"
+
+namespace lapidary {
+
+constexpr int kTokenWarps = 15;
+constexpr int kTokenThreads = 32 * (kTokenWarps + 1);  ///< the last warp is the producer
+
+/// A token's parts in a stage of shared memory: bytes from its beginning.
+struct TokenStage {
+  int d_q, d_k, d_v, qkv, cos, sin, bytes, stages;
+  static constexpr int kMaxStages = 6;
+  static constexpr int kHeader = 2 * 8 * kMaxStages + 32;  ///< barriers, to a multiple of 128
+  static constexpr int kShared = 220 << 10;
+
+  /// gradients: d(q), d(k) and d(v) are read too.
+  TokenStage(const HeadSizes& z, std::size_t element, bool gradients) {
+    const int head = 2 * z.half * static_cast<int>(element);
+    d_q = 0;
+    d_k = d_q + (gradients ? z.heads * head : 0);
+    d_v = d_k + (gradients ? z.kv_heads * head : 0);
+    qkv = d_v + (gradients ? z.kv_heads * head : 0);
+    cos = qkv + z.slots() * head;
+    sin = cos + z.pairs * 4;
+    bytes = sin + z.pairs * 4;
+    stages = std::min(kMaxStages, (kShared - kHeader) / bytes);
+  }
+};
+
+/// What is read of every token, where it lies or in a stage.
+template <class T>
+struct TokenRows {
+  const T *d_q = nullptr, *d_k = nullptr, *d_v = nullptr, *qkv = nullptr;
+  const float *cos = nullptr, *sin = nullptr;
+
+  __device__ TokenRows at(const HeadSizes& z, std::int64_t token) const {
+    const std::int64_t dim = 2 * z.half;
+    const auto row = [&](const T* x, int heads) { return x ? x + token * heads * dim : nullptr; };
+    return {row(d_q, z.heads),   row(d_k, z.kv_heads),    row(d_v, z.kv_heads),
+            row(qkv, z.slots()), cos + token * z.pairs, sin + token * z.pairs};
+  }
+  __device__ static TokenRows staged(const TokenStage& s, const char* at) {
+    const auto values = [&](int offset) { return reinterpret_cast<const T*>(at + offset); };
+    const auto angles = [&](int offset) { return reinterpret_cast<const float*>(at + offset); };
+    return {values(s.d_q), values(s.d_k), values(s.d_v), values(s.qkv), angles(s.cos), angles(s.sin)};
+  }
+};
+
+/// The ring of stages, as the producer and each other warp see it.
+struct TokenRing {
+  const TokenStage& shape;
+  char* shared;
+  int stage = 0;
+  std::uint32_t phase = 0;
+
+  __device__ std::uint32_t full() const { return hopper::shared_address(shared) + stage * 16; }
+  __device__ std::uint32_t empty() const { return full() + 8; }
+  __device__ char* data() const { return shared + TokenStage::kHeader + stage * shape.bytes; }
+  __device__ void next() {
+    if (++stage == shape.stages) stage = 0, phase ^= 1;
+  }
+  /// All threads of the block.
+  __device__ void set_up() const {
+    if (threadIdx.x == 0) {
+      TokenRing each = *this;
+      for (int i = 0; i < shape.stages; ++i, each.next()) {
+        hopper::barrier_init(each.full(), 1);
+        hopper::barrier_init(each.empty(), kTokenWarps);
+      }
+      hopper::fence_barrier_init();
+    }
+    __syncthreads();
+  }
+};
+
+template <class T>
+__device__ void bring_tokens(const TokenRows<T>& from, const HeadSizes& z, TokenRing ring,
+                             const BlockRows& tokens) {
+  const TokenStage& s = ring.shape;
+  for (std::int64_t token = tokens.begin; token < tokens.end; ++token, ring.next()) {
+    hopper::wait(ring.empty(), ring.phase ^ 1);
+    const TokenRows<T> rows = from.at(z, token);
+    const std::uint32_t to = hopper::shared_address(ring.data()), full = ring.full();
+    hopper::arrive_expect(full, static_cast<std::uint32_t>(s.bytes));
+    const auto load = [&](const void* x, int begin, int end) {
+      if (end > begin)
+        hopper::bulk_load(to + static_cast<std::uint32_t>(begin), x, static_cast<std::uint32_t>(end - begin),
+                          full);
+    };
+    load(rows.d_q, s.d_q, s.d_k);
+    load(rows.d_k, s.d_k, s.d_v);
+    load(rows.d_v, s.d_v, s.qkv);
+    load(rows.qkv, s.qkv, s.cos);
+    load(rows.cos, s.cos, s.sin);
+    load(rows.sin, s.sin, s.bytes);
+  }
+}
+
+/// Packs come through the ring; single components are read where they lie.
+template <class S>
+constexpr bool kStaged = S::W > 1;
+
+/// f(rows, token, slot) for every kTokenWarps-th of the block's tokens' head slots, in every warp but the last,
+/// which brings the tokens.
+template <class T, class S, class F>
+__device__ inline void for_heads(const TokenRows<T>& from, const HeadSizes& z, TokenRing ring,
+                                 const BlockRows& tokens, F&& f) {
+  const int slots = z.slots();
+  int slot = static_cast<int>(threadIdx.x) / 32;
+  if constexpr (kStaged<S>) ring.set_up();
+  if (slot == kTokenWarps) {
+    if (kStaged<S> && threadIdx.x % 32 == 0) bring_tokens(from, z, ring, tokens);
+    __syncwarp();
+    return;
+  }
+  for (std::int64_t token = tokens.begin; token < tokens.end; ++token) {
+    const auto rows = [&] {
+      if constexpr (kStaged<S>) {
+        hopper::wait(ring.full(), ring.phase);
+        return TokenRows<T>::staged(ring.shape, ring.data());
+      } else {
+        return from.at(z, token);
+      }
+    }();
+    for (; slot < slots; slot += kTokenWarps) f(rows, token, slot);
+    slot -= slots;
+    if constexpr (kStaged<S>) {
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) hopper::arrive(ring.empty());
+      ring.next();
+    }
+  }
+}
+
+/// Whether packs of every head and token may be used, and go through the ring.
+inline bool tokens_aligned(const QkvSizes& s, const TokenStage& stage,
+                           std::initializer_list<const Tensor*> staged,
+                           std::initializer_list<const Tensor*> others) {
+  return stage.stages > 0 && heads_aligned(s, others) && heads_aligned(s, staged) &&
+         std::all_of(staged.begin(), staged.end(), [](const Tensor* x) {
+           return reinterpret_cast<std::uintptr_t>(x->data()) % 16 == 0;
+         });
+}
+
+}  // namespace lapidary
