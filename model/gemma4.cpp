@@ -20,10 +20,9 @@ Gemma4::Gemma4(const ModelConfig& config, const ParameterTable& table, const Mod
       units_(&units),
       vocabulary_(&vocabulary),
       arena_(&arena),
+      uploader_(config, options.capacity, options.features),
       embedders_(config, table, units, options.type),
       loss_head_(config, options.loss, vocabulary, options.type),
-      full_frequencies_(config.rope_frequencies(true)),
-      sliding_frequencies_(config.rope_frequencies(false)),
       embedding_scale_(config.embedding_scale(options.type == DType::bf16)) {
   for (std::size_t i = 0; i < config.layers.size(); ++i)
     layers_.emplace_back(config, config.layers[i], table.layers[i], units);
@@ -40,19 +39,16 @@ const AttentionInputs& Gemma4::inputs(const Pass& pass, const DecoderLayer& laye
 void Gemma4::begin_pass(Stream& stream, const Batch& batch, Pass& pass) {
   pass.stream = &stream;
   pass.shape = {batch.tokens(), options_.capacity, options_.type};
-  pass.batch = upload_batch(stream, *arena_, batch, *config_, options_.capacity, options_.features, "batch");
-  const auto rotary = [&](const std::vector<float>& frequencies, AttentionInputs& out) {
-    const auto pairs = static_cast<std::int64_t>(frequencies.size());
-    const Tensor table = arena_->allocate(DType::f32, {pairs});
-    if (!stream.dry())
-      stream.backend().copy_to_device(stream, table.data(), frequencies.data(), table.bytes());
-    out.cos = allocate_rows(*arena_, pass.shape, pass.shape.accumulation(), pairs);
-    out.sin = allocate_rows(*arena_, pass.shape, pass.shape.accumulation(), pairs);
+  pass.batch = uploader_(stream, *arena_, batch, "batch");
+  const auto rotary = [&](const Tensor& frequencies, AttentionInputs& out) {
+    out.cos = allocate_rows(*arena_, pass.shape, pass.shape.accumulation(), frequencies.numel());
+    out.sin = allocate_rows(*arena_, pass.shape, pass.shape.accumulation(), frequencies.numel());
     run(stream,
-        RopeTable{.positions = pass.batch.positions, .frequencies = table, .cos = out.cos, .sin = out.sin});
+        RopeTable{
+            .positions = pass.batch.positions, .frequencies = frequencies, .cos = out.cos, .sin = out.sin});
   };
-  rotary(full_frequencies_, pass.full);
-  rotary(sliding_frequencies_, pass.sliding);
+  rotary(pass.batch.full_frequencies, pass.full);
+  rotary(pass.batch.sliding_frequencies, pass.sliding);
   const auto intervals = [](const Tensor& lo, const Tensor& hi, const Intervals& host, AttentionInputs& out) {
     out.lo = lo;
     out.hi = hi;

@@ -61,10 +61,10 @@ class Gemma4 {
   ShardedUnits* units_;
   VocabularyTable* vocabulary_;
   Arena* arena_;
+  BatchUploader uploader_;
   Embedders embedders_;
   LossHead loss_head_;
   std::vector<DecoderLayer> layers_;
-  std::vector<float> full_frequencies_, sliding_frequencies_;
   double embedding_scale_;
   Observer observer_;
 };
