@@ -87,9 +87,12 @@ class Backend {
   /// measurements, the library's first choice. Backends without a choice do nothing.
   virtual void measure_products(bool /*on*/) {}
   /// What measure_products found, in a text file for the next process. Loading skips what was measured on
-  /// another device or library version, and replaces what this process has found. No file: nothing.
-  virtual void save_products(const std::string& /*path*/) const {}
+  /// another device or library version, and replaces what this process has found. No file: nothing. `run`
+  /// names a run (any text without line breaks) whose products are all in the file from now on.
+  virtual void save_products(const std::string& /*path*/, const std::string& /*run*/) {}
   virtual void load_products(const std::string& /*path*/) {}
+  /// Whether the file that was loaded last holds all products of a run.
+  virtual bool knows_products(const std::string& /*run*/) const { return true; }
 };
 
 /// The CPU.

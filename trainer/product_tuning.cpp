@@ -2,7 +2,9 @@
 
 #include <cstdlib>
 
+#include "kernels/build_info.h"
 #include "kernels/check.h"
+#include "kernels/checksum.h"
 
 namespace lapidary {
 
@@ -19,23 +21,44 @@ std::string product_file(const ConfigPath& products) {
   return "";
 }
 
-void tune_products(Instance& instance, const Batch& batch, const ConfigPath& products, HostGroup& world) {
+std::string product_signature(const RunSetup& setup, const Batch& batch) {
+  std::string text = fmt::format("{} {} {}", kVersion, kCommit, kCompiler);
+  const auto add = [&](auto... numbers) { ((text += fmt::format(" {}", numbers)), ...); };
+  for (const ParameterSpec& spec : setup.table.specs) {
+    add(spec.unit);
+    for (const std::int64_t size : spec.shape) add(size);
+  }
+  const ModelOptions& model = setup.options.model;
+  const ShardingOptions& sharding = setup.options.sharding;
+  add(static_cast<int>(model.type), static_cast<int>(model.activations), model.capacity,
+      model.loss.scratch_bytes, model.loss.label_smoothing, model.loss.z_loss);
+  add(sharding.zero, static_cast<int>(sharding.weights), static_cast<int>(sharding.gradients));
+  add(setup.mesh.world, setup.mesh.shard, setup.mesh.vocabulary);
+  add(batch.tokens(), batch.rows, batch.patches.count, batch.frames.count);
+  return checksum_of(text);
+}
+
+bool tune_products(Instance& instance, const RunSetup& setup, const Batch& batch, const ConfigPath& products,
+                   HostGroup& world) {
   Backend& backend = instance.stream().backend();
-  if (backend.device() != Device::cuda || products.is("none")) return;
-  const std::string file = product_file(products);
+  if (backend.device() != Device::cuda || products.is("none")) return false;
+  const std::string file = product_file(products), run = product_signature(setup, batch);
   const auto load = [&] { backend.load_products(file); };
   if (!file.empty()) world.all_or_error("reading the matrix products' algorithms", load);
+  const std::int64_t known = !file.empty() && backend.knows_products(run) ? 1 : 0;
+  if (world.all_reduce(known, HostGroup::Reduce::min, "matrix products that are known") == 1) return false;
   backend.measure_products(true);
   instance.begin_step();
   instance.run_training(batch, 1.0, true);
   backend.synchronize(instance.stream());
   backend.measure_products(false);
-  if (file.empty()) return;
+  if (file.empty()) return true;
   // Every rank measured what it did not know; all use what the first one found, now and after a restart.
   world.all_or_error("saving the matrix products' algorithms", [&] {
-    if (world.rank() == 0) backend.save_products(file);
+    if (world.rank() == 0) backend.save_products(file, run);
   });
   world.all_or_error("reading the matrix products' algorithms", load);
+  return true;
 }
 
 }  // namespace lapidary

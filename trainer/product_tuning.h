@@ -5,6 +5,7 @@
 #include "parallel/host_group.h"
 #include "trainer/instance.h"
 #include "trainer/run_config.h"
+#include "trainer/run_setup.h"
 
 namespace lapidary {
 
@@ -12,10 +13,16 @@ namespace lapidary {
 /// (empty where neither is known).
 std::string product_file(const ConfigPath& products);
 
-/// Runs one training pass on `batch` in which every product that the file of run.products does not know is
-/// measured; the first rank's findings are saved there and used by all. Gradients and totals are worthless
-/// afterwards (begin_step() clears them); weights do not change. Does nothing for `none` and on devices
-/// without a choice; without a known folder it measures and does not save. Collective.
-void tune_products(Instance& instance, const Batch& batch, const ConfigPath& products, HostGroup& world);
+/// What decides which products a run computes: the program, the model, memory and sharding, and the sizes of
+/// a micro-batch.
+std::string product_signature(const RunSetup& setup, const Batch& batch);
+
+/// Unless the file of run.products knows all of the run's products: runs one training pass on `batch` in
+/// which every product that the file does not know is measured; the first rank's findings are saved there and
+/// used by all. Gradients and totals are worthless afterwards (begin_step() clears them); weights do not
+/// change. Does nothing for `none` and on devices without a choice; without a known folder it measures and
+/// does not save. Returns whether it measured. Collective.
+bool tune_products(Instance& instance, const RunSetup& setup, const Batch& batch, const ConfigPath& products,
+                   HostGroup& world);
 
 }  // namespace lapidary

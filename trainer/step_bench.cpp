@@ -1,6 +1,7 @@
 #include "trainer/step_bench.h"
 
 #include <algorithm>
+#include <chrono>
 #include <ostream>
 
 #include "kernels/check.h"
@@ -14,6 +15,12 @@
 namespace lapidary {
 
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 /// Packed rows of random tokens, each row one document, every token with its successor as target.
 Batch random_text(const ModelConfig& model, std::int64_t rows, std::int64_t length, std::uint64_t seed,
@@ -81,8 +88,11 @@ class StepBench {
     initialize_weights(stream, setup_.model, setup_.table, instance_->shards(),
                        static_cast<std::uint64_t>(config_.run.seed));
     instance_->weights_loaded();
-    tune_products(*instance_, batch_, config_.run.products, world_);
+    const auto start = Clock::now();
+    const bool measured = tune_products(*instance_, setup_, batch_, config_.run.products, world_);
     print_setup();
+    if (leads() && measured)
+      out_ << fmt::format("the products' algorithms were measured in {:.1f} s\n", seconds_since(start));
     std::vector<double> seconds;
     for (int i = 1; i <= options_.warmup + options_.steps; ++i) {
       const double time = timed_step(i);
@@ -106,7 +116,9 @@ class StepBench {
   double timed_step(int number) {
     world_.barrier("a step of the benchmark");
     const Event from = backend_.record_timed(instance_->stream());
+    const auto start = Clock::now();
     step(number);
+    queued_.push_back(seconds_since(start));
     const Event to = backend_.record_timed(instance_->stream());
     std::vector<double> totals = instance_->read_totals();  // waits
     world_.all_reduce(totals, HostGroup::Reduce::sum, "loss of a step");
@@ -130,7 +142,7 @@ class StepBench {
 
   void print_result(std::vector<double> seconds) {
     const MemorySizes peaks = instance_->peaks();
-    const std::size_t used = free_before_ - backend_.memory().free;
+    const std::size_t used = free_before_ - std::min(free_before_, backend_.memory().free);
     if (!leads()) return;
     std::ranges::sort(seconds);
     const double median = seconds[seconds.size() / 2];
@@ -143,7 +155,10 @@ class StepBench {
     if (peak)
       out_ << fmt::format(", {:.1f} TFLOP/s = {:.2f} % of {:.1f}", flops / median * 1e-12,
                           100 * flops / median / *peak, *peak * 1e-12);
-    out_ << fmt::format("\nmemory: planned {}, arenas' peaks {}, taken of the device {}\n",
+    std::ranges::sort(queued_);
+    out_ << fmt::format("\nthe host took {:.2f} ms (median) to queue a step\n",
+                        queued_[queued_.size() / 2] * 1e3);
+    out_ << fmt::format("memory: planned {}, arenas' peaks {}, taken of the device {}\n",
                         format_bytes(plan_.total()), format_bytes(peaks.total()), format_bytes(used));
   }
 
@@ -187,6 +202,7 @@ class StepBench {
   std::unique_ptr<Instance> instance_;
   std::int64_t micro_ = 1;
   Batch batch_;
+  std::vector<double> queued_;  ///< seconds from a step's first call to the return of its last
 };
 
 }  // namespace

@@ -69,7 +69,7 @@ class Trainer {
     save_configuration();
     const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_);
     if (!resumed) run_.start_weights();
-    tune_products(run_.instance(),
+    tune_products(run_.instance(), run_.setup(),
                   synthetic_batch(run_.setup().model, run_.setup().options.model.capacity,
                                   config.data.sequence_length, config.model.image_attention),
                   config.run.products, run_.world());

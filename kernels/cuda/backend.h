@@ -43,8 +43,9 @@ class CudaBackend final : public Backend {
   void synchronize(const Stream& stream) override;
   void synchronize(const Event& event) override;
   void measure_products(bool on) override;
-  void save_products(const std::string& path) const override;
+  void save_products(const std::string& path, const std::string& run) override;
   void load_products(const std::string& path) override;
+  bool knows_products(const std::string& run) const override;
 
   int index() const { return index_; }
   /// The workspace is taken at the stream's first product and kept (kBlasWorkspace bytes).

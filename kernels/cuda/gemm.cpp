@@ -194,9 +194,14 @@ void CudaBackend::measure_products(bool on) {
   gemm_algorithms().measuring = on;
 }
 
-void CudaBackend::save_products(const std::string& path) const {
+void CudaBackend::save_products(const std::string& path, const std::string& run) {
   const std::lock_guard lock(plans().mutex);
-  gemm_algorithms().save(path, name_);
+  gemm_algorithms().save(path, name_, run);
+}
+
+bool CudaBackend::knows_products(const std::string& run) const {
+  const std::lock_guard lock(plans().mutex);
+  return gemm_algorithms().knows_run(run);
 }
 
 void CudaBackend::load_products(const std::string& path) {

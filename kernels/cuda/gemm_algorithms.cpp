@@ -78,26 +78,43 @@ cublasLtMatmulAlgo_t GemmAlgorithms::measure(
   return best.algorithm;
 }
 
-void GemmAlgorithms::save(const std::string& path, const std::string& device) const {
+void GemmAlgorithms::save(const std::string& path, const std::string& device, const std::string& run) {
+  runs_.insert(run);
   std::string text;
-  for (const auto& [key, entry] : entries_) {
-    const nlohmann::json line = {{"device", device},
-                                 {"cublaslt", cublasLtGetVersion()},
-                                 {"key", key},
-                                 {"algorithm", to_hex(entry.algorithm)},
-                                 {"milliseconds", entry.milliseconds}};
+  const auto add = [&](nlohmann::json line) {
+    line["device"] = device;
+    line["cublaslt"] = cublasLtGetVersion();
     text += line.dump() + '\n';
-  }
+  };
+  for (const auto& [key, entry] : entries_)
+    add({{"key", key}, {"algorithm", to_hex(entry.algorithm)}, {"milliseconds", entry.milliseconds}});
+  for (const std::string& known : runs_) add({{"run", known}});
   // Several processes may save at once: each writes a file of its own, the last one stays.
   const std::string fresh = fmt::format("{}.{}", path, getpid());
-  std::filesystem::create_directories(std::filesystem::path(path).parent_path());
+  if (const auto folder = std::filesystem::path(path).parent_path(); !folder.empty())
+    std::filesystem::create_directories(folder);
   std::filesystem::remove(fresh);
   write_new_text_file(fresh, text);
   publish(fresh, path);
 }
 
+void GemmAlgorithms::read(const nlohmann::json& line, const std::string& where) {
+  if (line.contains("run")) {
+    runs_.insert(json_string(line, "run", where));
+    return;
+  }
+  GemmKey key{};
+  const nlohmann::json& numbers = json_member(line, "key", nlohmann::json::value_t::array, where);
+  const std::vector<std::int64_t> counts = as_counts(numbers, where);
+  require(counts.size() == key.size(), "{}: a key of {} numbers, expected {}", where, counts.size(),
+          key.size());
+  std::ranges::copy(counts, key.begin());
+  entries_[key] = {from_hex(json_string(line, "algorithm", where), where), line.value("milliseconds", 0.0)};
+}
+
 void GemmAlgorithms::load(const std::string& path, const std::string& device) {
   entries_.clear();
+  runs_.clear();
   if (!std::filesystem::exists(path)) return;
   const std::string text = read_text_file(path, kLargestFile);
   std::size_t begin = 0;
@@ -106,16 +123,9 @@ void GemmAlgorithms::load(const std::string& path, const std::string& device) {
     const std::string where = fmt::format("{} line {}", path, number);
     const nlohmann::json line = parse_json(std::string_view(text).substr(begin, end - begin), where);
     begin = end + 1;
-    if (json_string(line, "device", where) != device ||
-        json_count(line, "cublaslt", where) != static_cast<std::int64_t>(cublasLtGetVersion()))
-      continue;
-    GemmKey key{};
-    const nlohmann::json& numbers = json_member(line, "key", nlohmann::json::value_t::array, where);
-    const std::vector<std::int64_t> counts = as_counts(numbers, where);
-    require(counts.size() == key.size(), "{}: a key of {} numbers, expected {}", where, counts.size(),
-            key.size());
-    std::ranges::copy(counts, key.begin());
-    entries_[key] = {from_hex(json_string(line, "algorithm", where), where), line.value("milliseconds", 0.0)};
+    if (json_string(line, "device", where) == device &&
+        json_count(line, "cublaslt", where) == static_cast<std::int64_t>(cublasLtGetVersion()))
+      read(line, where);
   }
 }
 

@@ -7,10 +7,12 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "kernels/cuda/gemm.h"
+#include "kernels/json.h"
 
 namespace lapidary {
 
@@ -33,17 +35,22 @@ class GemmAlgorithms {
                                const std::function<cublasStatus_t(const cublasLtMatmulAlgo_t&)>& run,
                                cudaStream_t stream);
 
-  /// One JSON object a line: device, library version, key, the algorithm's bytes in hex, milliseconds.
-  void save(const std::string& path, const std::string& device) const;
+  /// One JSON object a line: device, library version, and either key, the algorithm's bytes in hex and
+  /// milliseconds, or the name of a run whose products are all there. Adds `run` to those.
+  void save(const std::string& path, const std::string& device, const std::string& run);
   /// Replaces what is known. Lines of other devices or versions are skipped; a damaged line is an Error.
   void load(const std::string& path, const std::string& device);
+  bool knows_run(const std::string& run) const { return runs_.contains(run); }
 
  private:
   struct Entry {
     cublasLtMatmulAlgo_t algorithm{};
     double milliseconds = 0;
   };
+  void read(const nlohmann::json& line, const std::string& where);
+
   std::map<GemmKey, Entry> entries_;
+  std::set<std::string> runs_;
 };
 
 /// The process's. Guarded by the mutex of gemm()'s plans: use it through gemm.h and the backend.
