@@ -446,6 +446,19 @@ struct Add {
   void cuda(Stream&) const;
 };
 
+/// The sum of what several ranks bring, in their order: out = x_0 + .. + x_m, where x_rank is `own` and the
+/// others are the rows of `others`; then plus what out held, where accumulate. In float32 (f64 for f64),
+/// rounded once.
+struct RankSum {
+  Tensor own;             ///< any float type [n]
+  Tensor others;          ///< the same type [m, n]
+  std::int64_t rank = 0;  ///< 0 .. m
+  bool accumulate = false;
+  Tensor out;  ///< the same type [n]
+  void cpu(Stream&) const;
+  void cuda(Stream&) const;
+};
+
 /// out[i] = mean + std normal(seed, stream, first_index + i): counter-based (Philox 4x32-10, Box-Muller in
 /// float64), the same numbers on every device and for any cut into ranges, up to the rounding of log and cos.
 struct FillNormal {

@@ -39,6 +39,7 @@ void check(const ClipFactor&);
 void check(const Fill&);
 void check(const Copy&);
 void check(const Add&);
+void check(const RankSum&);
 void check(const FillNormal&);
 
 /// Sizes of a checked QkvNormRope or its backward.

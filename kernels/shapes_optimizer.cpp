@@ -73,6 +73,17 @@ void check(const Add& op) {
   c.aliases({{"in", op.in}}, {{"out", op.out}});
 }
 
+void check(const RankSum& op) {
+  const OpCheck c("RankSum");
+  c.float_type({"own", op.own});
+  c.dims({"others", op.others}, 2);
+  c.tensor({"others", op.others}, op.own.dtype(), {op.others.rows(), op.others.cols()});
+  c.tensor({"own", op.own}, op.own.dtype(), {op.others.cols()});
+  c.tensor({"out", op.out}, op.own.dtype(), {op.others.cols()});
+  c.that(op.rank >= 0 && op.rank <= op.others.rows(), "rank is not among the parts");
+  c.aliases({{"own", op.own}, {"others", op.others}}, {{"out", op.out}});
+}
+
 void check(const FillNormal& op) {
   const OpCheck c("FillNormal");
   c.float_type({"out", op.out});

@@ -36,6 +36,17 @@ class Communicator {
   virtual Ticket reduce_scatter(Stream& after, const Tensor& send, const Tensor& recv) = 0;
   /// data becomes its sum or maximum over the ranks.
   virtual Ticket all_reduce(Stream& after, const Tensor& data, Reduction reduction) = 0;
+
+  /// Whether ranks read each other's memory by copy engines (peer_communicator.h): then gradients are
+  /// exchanged() and summed by their owner, and no collective takes multiprocessors from the computation.
+  virtual bool copies() const { return false; }
+  /// Where copies(): this rank's tensor that later calls send from, in one of the device's allocations that
+  /// lives as long. Collective over the group, not in a steady step.
+  virtual void share(const Tensor& /*mine*/) {}
+  /// Where copies(): parts [size - 1, count] receives the other ranks' send [size * count] at this rank's
+  /// place, in rank order.
+  virtual Ticket exchange(Stream& after, const Tensor& send, const Tensor& parts);
+
   /// Later work of `stream` sees the collective's result; on the CPU the call returns when it is there.
   virtual void wait(Stream& stream, Ticket& ticket) = 0;
 };

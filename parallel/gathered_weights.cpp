@@ -26,6 +26,7 @@ GatheredWeights::GatheredWeights(const UnitTable& table, Communicator& group, co
     shards_.push_back(kept ? slots_[static_cast<std::size_t>(unit)].memory.flat_range(group.rank() * n, n)
                            : state.allocate(options.weights, {n}));
     run(compute, Fill{.x = shards_.back()});
+    if (group.copies()) group.share(shards_.back());
   }
 }
 

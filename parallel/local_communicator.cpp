@@ -40,6 +40,17 @@ void check_all_reduce(const Communicator& group, const Tensor& data) {
   check_reducible(data.dtype(), "all_reduce");
 }
 
+void check_exchange(const Communicator& group, const Tensor& send, const Tensor& parts) {
+  if (!parts || parts.dims() != 2 || parts.rows() != group.size() - 1)
+    fail("exchange on communicator '{}' of {} ranks: the parts are {}", group.name(), group.size(),
+         parts.describe());
+  check_parts(group, "exchange", send, parts.row_range(0, 1));
+}
+
+Ticket Communicator::exchange(Stream&, const Tensor&, const Tensor&) {
+  fail("communicator '{}' does not read other ranks' memory", name());
+}
+
 Ticket LocalCommunicator::all_gather(Stream& after, const Tensor& send, const Tensor& recv) {
   check_all_gather(*this, send, recv);
   return copy(after, send, recv);
@@ -58,6 +69,11 @@ Ticket LocalCommunicator::all_reduce(Stream&, const Tensor& data, Reduction) {
 void LocalCommunicator::wait(Stream& stream, Ticket& ticket) {
   stream.backend().wait(stream, ticket.done);
   ticket = {};
+}
+
+Ticket PlanCommunicator::exchange(Stream&, const Tensor& send, const Tensor& parts) {
+  check_exchange(*this, send, parts);
+  return {};
 }
 
 Ticket PlanCommunicator::all_gather(Stream&, const Tensor& send, const Tensor& recv) {

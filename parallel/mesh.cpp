@@ -6,6 +6,7 @@
 #include "parallel/local_communicator.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/nccl_communicator.h"
+#include "parallel/peer_communicator.h"
 
 namespace lapidary {
 
@@ -67,20 +68,40 @@ MeshShape resolve_mesh(int world, int rank, int shard, int vocabulary, int ranks
       "parallel.vocabulary is {}, which does not divide the shard group of {} ranks (parallel.shard): use "
       "a divisor of {}, or 0 to let the program choose",
       vocabulary, shard, shard);
-  return {.world = world, .shard = shard, .vocabulary = vocabulary, .rank = rank};
+  return {.world = world,
+          .shard = shard,
+          .vocabulary = vocabulary,
+          .rank = rank,
+          .copies = ranks_per_node % shard == 0};
 }
 
+namespace {
+
+/// Gather and reduce move weights and gradients: by copy engines where all ranks of the shard group can.
+Mesh with_copies(Mesh mesh, Backend& backend) {
+  if (!mesh.shape.copies || mesh.shape.shard == 1 || backend.device() != Device::cuda) return mesh;
+  const int color = mesh.shape.rank / mesh.shape.shard;
+  for (auto* group : {&mesh.gather, &mesh.reduce})
+    *group = add_peer_copies(std::move(*group), MPI_COMM_WORLD, color, backend);
+  return mesh;
+}
+
+}  // namespace
+
 Mesh make_mpi_mesh(const MeshShape& shape, Backend& backend) {
-  return make_mesh(shape, split_world(shape, backend, split_communicator));
+  return with_copies(make_mesh(shape, split_world(shape, backend, split_communicator)), backend);
 }
 
 Mesh make_nccl_mesh(const MeshShape& shape, Backend& backend) {
-  return make_mesh(shape, split_world(shape, backend, split_nccl_communicator));
+  return with_copies(make_mesh(shape, split_world(shape, backend, split_nccl_communicator)), backend);
 }
 
-Mesh make_plan_mesh(const MeshShape& shape, Backend&) {
-  return make_mesh(shape, [](const char* name, int, int rank, int size) {
-    return std::unique_ptr<Communicator>(std::make_unique<PlanCommunicator>(name, rank, size));
+Mesh make_plan_mesh(const MeshShape& shape, Backend& backend) {
+  const bool copies = shape.copies && shape.shard > 1 && backend.device() == Device::cuda;
+  return make_mesh(shape, [copies](const std::string& name, int, int rank, int size) {
+    const bool units = name == "gather" || name == "reduce";
+    return std::unique_ptr<Communicator>(
+        std::make_unique<PlanCommunicator>(name, rank, size, units && copies));
   });
 }
 

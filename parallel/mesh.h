@@ -13,6 +13,8 @@ struct MeshShape {
   int shard = 1;       ///< divides world
   int vocabulary = 1;  ///< divides shard
   int rank = 0;
+  bool copies =
+      false;  ///< on GPUs: shard groups lie inside nodes, so that ranks may read each other's memory
   int replicate() const { return world / shard; }
 };
 

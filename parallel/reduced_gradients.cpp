@@ -20,7 +20,9 @@ ReducedGradients::ReducedGradients(const UnitTable& table, Communicator& group, 
   buffers_.resize(static_cast<std::size_t>(std::min(table.units(), 2)));
   for (Buffer& buffer : buffers_) {
     buffer.memory = transient.allocate(type, {table.largest(ranks)});
-    buffer.staging = transient.allocate(type, {table.largest(ranks) / ranks});
+    buffer.staging =
+        transient.allocate(type, {(group.copies() ? ranks - 1 : 1) * (table.largest(ranks) / ranks)});
+    if (group.copies()) group.share(buffer.memory);
   }
 }
 
@@ -75,9 +77,18 @@ void ReducedGradients::reduce(int unit) {
   if (alone()) return;
   Buffer& buffer = buffer_of(unit);
   buffer.unit = unit;
-  buffer.staged = !first;
-  const Tensor to = first ? shard(unit) : buffer.staging.flat_range(0, shard(unit).numel());
-  buffer.ticket = group_->reduce_scatter(*compute_, whole_, to);
+  buffer.accumulates = !first;
+  if (group_->copies()) {
+    buffer.ticket = group_->exchange(*compute_, whole_, parts(buffer));
+  } else {
+    const Tensor to = first ? shard(unit) : buffer.staging.flat_range(0, shard(unit).numel());
+    buffer.ticket = group_->reduce_scatter(*compute_, whole_, to);
+  }
+}
+
+Tensor ReducedGradients::parts(const Buffer& buffer) const {
+  const std::int64_t others = group_->size() - 1, n = shard(buffer.unit).numel();
+  return buffer.staging.flat_range(0, others * n).reshape({others, n});
 }
 
 void ReducedGradients::finish(bool last) {
@@ -100,7 +111,15 @@ void ReducedGradients::settle(Buffer& buffer) {
   if (buffer.unit < 0) return;
   const Tensor& sum = shard(buffer.unit);
   group_->wait(*compute_, buffer.ticket);
-  if (buffer.staged) run(*compute_, Add{.in = buffer.staging.flat_range(0, sum.numel()), .out = sum});
+  if (group_->copies()) {
+    run(*compute_, RankSum{.own = buffer.memory.flat_range(group_->rank() * sum.numel(), sum.numel()),
+                           .others = parts(buffer),
+                           .rank = group_->rank(),
+                           .accumulate = buffer.accumulates,
+                           .out = sum});
+  } else if (buffer.accumulates) {
+    run(*compute_, Add{.in = buffer.staging.flat_range(0, sum.numel()), .out = sum});
+  }
   buffer.unit = -1;
 }
 

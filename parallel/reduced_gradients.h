@@ -12,7 +12,8 @@ namespace lapidary {
 
 /// Two whole-unit buffers take turns: while one is filled the other is reduced. A step's first reduction ends
 /// in the unit's shard; later ones end in a staging shard and are added to it when their buffer is needed
-/// again, or in finish(). With one rank the shard itself is filled.
+/// again, or in finish(). Where ranks read each other's memory, the other ranks' parts come to the staging,
+/// and are summed with this rank's into the shard at that time. With one rank the shard itself is filled.
 class ReducedGradients {
  public:
   ReducedGradients(const UnitTable& table, Communicator& group, Communicator& replicas, DType type,
@@ -34,13 +35,14 @@ class ReducedGradients {
  private:
   struct Buffer {
     Tensor memory, staging;
-    int unit = -1;        // whose reduction is under way
-    bool staged = false;  // it ends in `staging`
+    int unit = -1;             // whose reduction is under way
+    bool accumulates = false;  // its sum is added to the shard, from `staging`
     Ticket ticket;
   };
 
   bool alone() const { return group_->size() == 1; }
   Buffer& buffer_of(int unit);
+  Tensor parts(const Buffer& buffer) const;
   void settle(Buffer& buffer);
 
   const UnitTable* table_;

@@ -78,9 +78,15 @@ void Optimizer::compute_norm(Stream& stream) {
   run(stream, ClipFactor{.sums = sums_, .max_norm = options_.clip_norm, .norm = norm_, .factor = factor_});
 }
 
-void Optimizer::step(Stream& stream, double lr, std::int64_t step) {
+void Optimizer::step(Stream& stream, double lr, std::int64_t step,
+                     const std::function<void(std::size_t)>& updated) {
   compute_norm(stream);
+  std::size_t done = 0;
+  const auto report_until = [&](std::size_t shard) {
+    while (done < shard) updated(done++);
+  };
   for (const Segment& s : segments_) {
+    report_until(s.shard);
     const State& state = states_[s.shard];
     const ParameterShard& shard = *shards_[s.shard];
     const auto part = [&](const Tensor& t) { return t ? flat(t).flat_range(s.begin, s.count) : Tensor(); };
@@ -100,6 +106,7 @@ void Optimizer::step(Stream& stream, double lr, std::int64_t step) {
                       .seed = options_.seed,
                       .first_index = shard.first_index + s.begin});
   }
+  report_until(shards_.size());
 }
 
 }  // namespace lapidary

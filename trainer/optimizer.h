@@ -1,6 +1,7 @@
 // AdamW over the shards that a rank holds: state layout, gradient norm and clip, one update.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "kernels/arena.h"
@@ -44,8 +45,9 @@ class Optimizer {
   /// The weights were initialised or loaded: masters follow them.
   void weights_loaded(Stream& stream);
   /// Global gradient norm (before clipping), clip, update. `step` counts from 1. Nothing changes where the
-  /// norm is not finite. Collective.
-  void step(Stream& stream, double lr, std::int64_t step);
+  /// norm is not finite. updated(i) is called when the update of shards()[i] is queued, in their order.
+  /// Collective.
+  void step(Stream& stream, double lr, std::int64_t step, const std::function<void(std::size_t)>& updated);
   const Tensor& norm() const { return norm_; }  ///< f64 [1] on the device, of the last step()
 
   const std::vector<ParameterShard*>& shards() const { return shards_; }  ///< units, then the table

@@ -217,6 +217,10 @@ void add_parallel(std::vector<Option>& table) {
             .unit = "ranks"})
       .row("prefetch", integer, &C::Parallel::prefetch,
            {.help = "layers gathered ahead of their use", .range = {0, 64}, .unit = "layers"})
+      .row("copies", boolean, &C::Parallel::copies,
+           {.help = "ranks of one node read each other's weights and gradients by the GPUs' copy engines, "
+                    "where the "
+                    "GPUs reach each other; false: NCCL's kernels move them"})
       .row("gradient_dtype", word, &C::Parallel::gradient_dtype,
            {.help = "type in which gradients are summed over ranks",
             .words = {"bf16", "float32"},

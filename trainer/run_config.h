@@ -103,6 +103,7 @@ struct RunConfig {
     std::int64_t zero = 3;        ///< 2 or 3
     std::int64_t vocabulary = 0;  ///< ranks of a vocabulary group; 0: those of a node
     std::int64_t prefetch = 1;    ///< units gathered ahead
+    bool copies = true;           ///< of a node's GPUs: by copy engines
     Precision gradient_dtype = Precision::float32;
     bool operator==(const Parallel&) const = default;
   } parallel;

@@ -64,6 +64,7 @@ RunSetup make_run_setup(const RunConfig& config, int world, int rank, int ranks_
   out.table = make_parameter_table(out.model);
   out.mesh = resolve_mesh(world, rank, static_cast<int>(config.parallel.shard),
                           static_cast<int>(config.parallel.vocabulary), ranks_per_node);
+  out.mesh.copies = out.mesh.copies && config.parallel.copies;
   ModelOptions& model = out.options.model;
   model.type = to_dtype(config.run.precision);
   model.activations = config.memory.activations;

@@ -1,6 +1,8 @@
 // Memory, streams and events of one GPU. The process uses one GPU: the first call of cuda_backend chooses it.
 #include "kernels/cuda/backend.h"
 
+#include <cstdlib>
+
 #include "kernels/check.h"
 #include "kernels/cuda/check.h"
 
@@ -145,6 +147,10 @@ BlasContext& CudaBackend::blas(const Stream& stream) {
 }
 
 int cuda_device_count(std::string* why) {
+  // CUDA reads it once, at its first call. By default streams share eight queues to the GPU, and one that
+  // waits for another rank could then hold up one that this rank has to send from.
+  static const int set = setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  (void)set;
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess && count > 0) return count;

@@ -133,6 +133,31 @@ OpCase add_case(std::int64_t rows, std::int64_t n, bool wide_out) {
   return c;
 }
 
+OpCase rank_sum_case(std::int64_t others, std::int64_t rank, std::int64_t n, bool accumulate) {
+  OpCase c;
+  c.name = "RankSum." + std::to_string(others) + "x" + std::to_string(n) + "_rank" + std::to_string(rank) +
+           (accumulate ? "_add" : "");
+  c.given = {{"own", random_values(n, 1)}, {"others", random_values(others * n, 2)}};
+  if (accumulate) c.given["out"] = random_values(n, 3);
+  const std::string result = accumulate ? "out'" : "out";
+  c.reference = [=](const Arrays& in) {
+    Values out = accumulate ? in.at("out") : Values(static_cast<std::size_t>(n));
+    for (std::size_t j = 0; j < out.size(); ++j) {
+      out[j] += in.at("own")[j];
+      for (std::size_t i = 0; i < static_cast<std::size_t>(others); ++i)
+        out[j] += in.at("others")[i * static_cast<std::size_t>(n) + j];
+    }
+    return Arrays{{result, out}};
+  };
+  c.run = [=](OpRun& r) {
+    const Tensor own = r.in("own", {n}), parts = r.in("others", {others, n});
+    r(RankSum{own, parts, rank, accumulate, accumulate ? r.in_out("out", {n}) : r.out("out", {n})});
+  };
+  // Parts of both signs: the rounding is that of the largest partial sum.
+  c.bounds["out"] = {1, 8};
+  return c;
+}
+
 /// Philox as its paper writes it: two multiplications and a key that grows, ten times.
 std::array<std::uint32_t, 4> naive_philox(std::array<std::uint32_t, 4> x, std::array<std::uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
@@ -192,6 +217,13 @@ std::vector<OpCase> elementwise_cases() {
       out.push_back(copy_case(rows, n, wide));
       out.push_back(add_case(rows, n, wide));
     }
+  }
+  for (const bool accumulate : {false, true}) {
+    out.push_back(rank_sum_case(1, 0, 1, accumulate));
+    out.push_back(rank_sum_case(1, 1, 20000, accumulate));
+    out.push_back(rank_sum_case(3, 2, 1003, accumulate));
+    out.push_back(rank_sum_case(7, 7, 64, accumulate));
+    out.push_back(rank_sum_case(2, 1, 0, accumulate));
   }
   out.push_back(normal_case(0, 1, 2, 0));
   out.push_back(normal_case(1, 1, 2, 3));

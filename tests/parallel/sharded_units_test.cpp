@@ -5,10 +5,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <random>
 
 #include "kernels/check.h"
+#include "kernels/ops.h"
+#include "parallel/local_communicator.h"
 #include "tests/parallel/collectives.h"
 
 namespace lapidary {
@@ -44,16 +47,70 @@ double coarse(double value) {
   return std::round(value * 64) / 64;
 }
 
+/// Stands for ranks that read each other's memory: an exchange gathers all that all ranks send, and fails for
+/// what was not shared.
+class CopyingCommunicator final : public Communicator {
+ public:
+  explicit CopyingCommunicator(std::unique_ptr<Communicator> base) : base_(std::move(base)) {}
+  int rank() const override { return base_->rank(); }
+  int size() const override { return base_->size(); }
+  const std::string& name() const override { return base_->name(); }
+  bool copies() const override { return true; }
+  void share(const Tensor& mine) override { shared_.push_back(mine); }
+  Ticket all_gather(Stream& after, const Tensor& send, const Tensor& recv) override {
+    require_shared(send);
+    return base_->all_gather(after, send, recv);
+  }
+  Ticket exchange(Stream& after, const Tensor& send, const Tensor& parts) override {
+    check_exchange(*this, send, parts);
+    require_shared(send);
+    std::vector<std::byte> memory(send.bytes() * static_cast<std::size_t>(size()));
+    const Tensor all(memory.data(), send.dtype(), {size(), send.numel()});
+    Ticket ticket = base_->all_gather(after, send, all.reshape({all.numel()}));
+    base_->wait(after, ticket);
+    for (int r = 0, row = 0; r < size(); ++r) {
+      if (r == rank()) continue;
+      const Tensor from = all.row_range(r, r + 1).reshape({send.numel()});
+      run(after, Copy{.in = from.flat_range(rank() * parts.cols(), parts.cols()),
+                      .out = parts.row_range(row, row + 1).reshape({parts.cols()})});
+      ++row;
+    }
+    return {};
+  }
+  Ticket reduce_scatter(Stream&, const Tensor&, const Tensor&) override { fail("gradients are exchanged"); }
+  Ticket all_reduce(Stream& after, const Tensor& data, Reduction reduction) override {
+    return base_->all_reduce(after, data, reduction);
+  }
+  void wait(Stream& stream, Ticket& ticket) override {
+    if (ticket.pending) base_->wait(stream, ticket);
+  }
+
+ private:
+  void require_shared(const Tensor& x) const {
+    const auto* at = static_cast<const std::byte*>(x.data());
+    const bool found = std::ranges::any_of(shared_, [&](const Tensor& s) {
+      const auto* begin = static_cast<const std::byte*>(s.data());
+      return at >= begin && at + x.bytes() <= begin + s.bytes();
+    });
+    require(found, "{} was not shared", x.describe());
+  }
+
+  std::unique_ptr<Communicator> base_;
+  std::vector<Tensor> shared_;
+};
+
+enum class Transport : std::uint8_t { collectives, copies };
+
 // A training run on this mesh, and beside it the whole parameters.
 class Training {
  public:
   Training(const World& world, const Model& model, int shard, const ShardingOptions& options,
-           bool dry = false)
+           bool dry = false, Transport transport = Transport::collectives)
       : world_(world),
         model_(model),
-        backend_(dry ? plan_backend(Device::cpu) : cpu_backend()),
-        mesh_(dry ? make_plan_mesh(resolve_mesh(world.size, world.rank, shard, 1, 1), backend_)
-                  : world.mesh(shard, 1)),
+        backend_(dry ? plan_backend(transport == Transport::copies ? Device::cuda : Device::cpu)
+                     : cpu_backend()),
+        mesh_(make_mesh(shard, dry, transport)),
         state_(backend_, "state", kArena),
         transient_(backend_, "transient", kArena),
         stream_(backend_.make_stream("compute")),
@@ -135,6 +192,19 @@ class Training {
 
  private:
   static constexpr std::size_t kArena = std::size_t{1} << 20;
+
+  Mesh make_mesh(int shard, bool dry, Transport transport) {
+    if (dry) {
+      MeshShape shape = resolve_mesh(world_.size, world_.rank, shard, 1, 1);
+      shape.copies = transport == Transport::copies;
+      return make_plan_mesh(shape, backend_);
+    }
+    Mesh mesh = world_.mesh(shard, 1);
+    if (transport == Transport::collectives || mesh.gather->size() == 1) return mesh;
+    for (auto* group : {&mesh.gather, &mesh.reduce})
+      *group = std::make_unique<CopyingCommunicator>(std::move(*group));
+    return mesh;
+  }
 
   double part(int rank, int micro_batch, std::size_t p, std::size_t i) const {
     const int who = rank * 100 + micro_batch;
@@ -223,10 +293,14 @@ TEST(ShardedUnits, EveryShardingTrainsTheSameModel) {
     const Model model = random_model(static_cast<unsigned>(count), count);
     for (const int shard : divisors(world.size)) {
       for (const auto& [zero, prefetch] : {std::pair{3, 0}, {3, 1}, {3, 3}, {3, 100}, {2, 1}}) {
-        for (const DType gradients : {DType::f32, DType::f64}) {
-          SCOPED_TRACE(fmt::format("{} units, shard {}, zero {}, prefetch {}", count, shard, zero, prefetch));
+        for (const auto& [gradients, transport] : {std::pair{DType::f32, Transport::collectives},
+                                                   {DType::f64, Transport::collectives},
+                                                   {DType::f32, Transport::copies}}) {
+          SCOPED_TRACE(fmt::format("{} units, shard {}, zero {}, prefetch {}, transport {}", count, shard,
+                                   zero, prefetch, static_cast<int>(transport)));
           Training run(world, model, shard,
-                       {.zero = zero, .weights = DType::f32, .gradients = gradients, .prefetch = prefetch});
+                       {.zero = zero, .weights = DType::f32, .gradients = gradients, .prefetch = prefetch},
+                       false, transport);
           run.initialize();
           run.forward();  // an evaluation before the first step
           for (int step = 0; step < 2; ++step) {
@@ -314,11 +388,12 @@ TEST(ShardedUnits, PlanCountsWhatTheRealRunTakes) {
   const World world;
   const Model model = random_model(8, 5);
   for (const int shard : divisors(world.size)) {
-    for (const int zero : {2, 3}) {
+    for (const auto& [zero, transport] :
+         {std::pair{2, Transport::collectives}, {3, Transport::collectives}, {2, Transport::copies}}) {
       const ShardingOptions options{.zero = zero, .weights = DType::bf16, .prefetch = 2};
-      Training plan(world, model, shard, options, true);
+      Training plan(world, model, shard, options, true, transport);
       plan.use_dry();
-      Training real(world, model, shard, options);
+      Training real(world, model, shard, options, false, transport);
       real.use_dry();
       EXPECT_EQ(plan.state_peak(), real.state_peak());
       EXPECT_EQ(plan.transient_peak(), real.transient_peak());

@@ -1,5 +1,6 @@
-// Collectives over NCCL against sums that every rank computes for itself, and their bandwidth. Needs one GPU
-// per rank, so it is started by hand (mpirun -np 2 parallel_nccl_program), not by ctest.
+// Collectives between GPUs against sums that every rank computes for itself, and their bandwidth: over NCCL
+// (a GPU for each rank) or staged through MPI (ranks share one), and by copy engines beside either. Needs
+// GPUs, so it is started by hand (mpirun -np 2 parallel_gpu_program), not by ctest.
 #include <mpi.h>
 
 #include <chrono>
@@ -7,6 +8,7 @@
 
 #include "kernels/check.h"
 #include "kernels/ops.h"
+#include "parallel/nccl_communicator.h"
 #include "tests/parallel/collectives.h"
 
 namespace lapidary {
@@ -89,6 +91,48 @@ void check_type(const World& world, Mesh& mesh, Stream& stream, DType dtype, std
   for (std::int64_t i = 0; i < count; i += 7) expect_sum(world, dtype, i, get(small.host(), i), "all_reduce");
 }
 
+/// The same over memory that ranks read from each other; several rounds, so that numbers and buffers come
+/// again.
+void check_copies(const World& world, Mesh& mesh, Stream& stream, DType dtype, std::int64_t count) {
+  Mirror small(stream, dtype, count), large(stream, dtype, count * world.size),
+      whole(stream, dtype, count * world.size), parts(stream, dtype, count * (world.size - 1));
+  const Tensor place = large.device().flat_range(world.rank * count, count);
+  for (const Tensor& mine : {small.device(), large.device()}) {
+    mesh.gather->share(mine);
+    mesh.reduce->share(mine);
+  }
+  for (int round = 0; round < 8; ++round) {
+    const bool in_place = round % 2 == 1;
+    // What rank r brings in a round is its part of 16 r + round. Some ranks come late.
+    const int now = 16 * world.rank + round;
+    fill_part(small, now, 0, count);
+    if (round % world.size == world.rank) {
+      for (int i = 0; i < 200; ++i) run(stream, Fill{.x = whole.device(), .value = 1.0});
+    }
+    if (in_place) run(stream, Copy{.in = small.device(), .out = place});
+    const Mirror& to = in_place ? large : whole;
+    Ticket gathered = mesh.gather->all_gather(stream, in_place ? place : small.device(), to.device());
+    mesh.gather->wait(stream, gathered);
+    (in_place ? large : whole).download();
+    for (int rank = 0; rank < world.size; ++rank)
+      for (std::int64_t i = 0; i < count; i += 7)
+        require(get(to.host(), rank * count + i) == part(16 * rank + round, dtype, i),
+                "round {}: copied all_gather of {}: rank {}'s {}", round, name_of(dtype), rank, i);
+    fill_part(large, now, 0, count * world.size);
+    Ticket exchanged =
+        mesh.reduce->exchange(stream, large.device(), parts.device().reshape({world.size - 1, count}));
+    mesh.reduce->wait(stream, exchanged);
+    parts.download();
+    for (int rank = 0; rank < world.size; ++rank) {
+      if (rank == world.rank) continue;
+      const std::int64_t row = rank < world.rank ? rank : rank - 1;
+      for (std::int64_t i = 0; i < count; i += 7)
+        require(get(parts.host(), row * count + i) == part(16 * rank + round, dtype, world.rank * count + i),
+                "round {}: exchange of {}: rank {}'s {}", round, name_of(dtype), rank, i);
+    }
+  }
+}
+
 /// GB/s per rank that an all-gather and a reduce-scatter of one decoder layer's size move.
 void measure(const World& world, Mesh& mesh, Stream& stream) {
   constexpr std::int64_t kLayer = 224148992;
@@ -111,6 +155,22 @@ void measure(const World& world, Mesh& mesh, Stream& stream) {
     Ticket ticket = mesh.gather->all_gather(stream, shard, whole);
     mesh.gather->wait(stream, ticket);
   });
+  if (mesh.reduce->copies()) {
+    const Tensor parts = arena.allocate(DType::bf16, {world.size - 1, count});
+    mesh.gather->share(shard);
+    mesh.reduce->share(whole);
+    time("all_gather by copies", [&] {
+      Ticket ticket = mesh.gather->all_gather(stream, shard, whole);
+      mesh.gather->wait(stream, ticket);
+    });
+    time("exchange by copies", [&] {
+      Ticket ticket = mesh.reduce->exchange(stream, whole, parts);
+      mesh.reduce->wait(stream, ticket);
+    });
+    const Tensor own = whole.flat_range(world.rank * count, count);
+    time("sum of the parts",
+         [&] { run(stream, RankSum{.own = own, .others = parts, .rank = world.rank, .out = shard}); });
+  }
   time("reduce_scatter", [&] {
     Ticket ticket = mesh.reduce->reduce_scatter(stream, whole, shard);
     mesh.reduce->wait(stream, ticket);
@@ -119,13 +179,23 @@ void measure(const World& world, Mesh& mesh, Stream& stream) {
 
 int run_checks() {
   const World world;
-  Backend& backend = cuda_backend(world.rank % std::max(1, cuda_device_count()));
+  const int gpus = std::max(1, cuda_device_count());
+  Backend& backend = cuda_backend(world.rank % gpus);
   const auto stream = backend.make_stream("test");
-  Mesh mesh = make_nccl_mesh(resolve_mesh(world.size, world.rank, 0, 0, world.size), backend);
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::i32})
-    for (const std::int64_t count : kCounts) check_type(world, mesh, *stream, dtype, count);
+  const MeshShape shape = resolve_mesh(world.size, world.rank, 0, 0, world.size);
+  const bool nccl = world.size <= gpus && nccl_built();
+  Mesh mesh = nccl ? make_nccl_mesh(shape, backend) : make_mpi_mesh(shape, backend);
+  require(mesh.gather->copies() && mesh.reduce->copies(), "the ranks cannot map each other's memory");
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::i32}) {
+    for (const std::int64_t count : kCounts) {
+      check_type(world, mesh, *stream, dtype, count);
+      check_copies(world, mesh, *stream, dtype, count);
+    }
+  }
   measure(world, mesh, *stream);
-  if (world.rank == 0) std::printf("%d ranks over NCCL: every collective as expected\n", world.size);
+  if (world.rank == 0)
+    std::printf("%d ranks over %s and by copies: every collective as expected\n", world.size,
+                nccl ? "NCCL" : "MPI");
   return 0;
 }
 
