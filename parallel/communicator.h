@@ -41,7 +41,8 @@ class Communicator {
   /// exchanged() and summed by their owner, and no collective takes multiprocessors from the computation.
   virtual bool copies() const { return false; }
   /// Where copies(): this rank's tensor that later calls send from, in one of the device's allocations that
-  /// lives as long. Collective over the group, not in a steady step.
+  /// lives as long. What is sent has the same place in every rank's tensor. Collective over the group, not in
+  /// a steady step.
   virtual void share(const Tensor& /*mine*/) {}
   /// Where copies(): parts [size - 1, count] receives the other ranks' send [size * count] at this rank's
   /// place, in rank order.

@@ -60,7 +60,8 @@ void* driver_function(const char* name) {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult result{};
   constexpr unsigned int kVersion = 12000;
-  if (cudaGetDriverEntryPointByVersion(name, &function, kVersion, cudaEnableDefault, &result) != cudaSuccess) {
+  if (cudaGetDriverEntryPointByVersion(name, &function, kVersion, cudaEnableDefault, &result) !=
+      cudaSuccess) {
     (void)cudaGetLastError();
     return nullptr;
   }

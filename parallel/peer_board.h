@@ -1,5 +1,5 @@
-// Flags that the GPUs of a node set and wait for without their hosts: a page of memory shared by the processes
-// of a group, which every rank's GPU reads and writes in the order of its streams.
+// Flags that the GPUs of a node set and wait for without their hosts: a page of memory shared by the
+// processes of a group, which every rank's GPU reads and writes in the order of its streams.
 #pragma once
 #include <cuda.h>
 #include <mpi.h>

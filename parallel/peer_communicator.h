@@ -1,5 +1,5 @@
-// All-gathers and exchanges between the GPUs of one node by their copy engines: no multiprocessor is taken from
-// the computation beside them.
+// All-gathers and exchanges between the GPUs of one node by their copy engines: no multiprocessor is taken
+// from the computation beside them.
 #pragma once
 #include <mpi.h>
 

@@ -138,6 +138,7 @@ class StepBench {
                         setup_.table.trainable_elements(), world_.size(), plan_.mesh.replicate(),
                         plan_.mesh.shard, plan_.mesh.vocabulary, name_of(setup_.options.model.type),
                         backend_.description());
+    if (mesh_.gather->copies()) out_ << "weights and gradients move by copy engines\n";
   }
 
   void print_result(std::vector<double> seconds) {

@@ -118,13 +118,13 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-/// Sums of M values over the block, the same in every thread, added in a fixed order. The block's size is a
-/// multiple of 32. Ends with all threads past their reads, so that it may be called again at once.
-template <int M, class V>
-__device__ inline void block_sum(V (&x)[M]) {
+/// Sums of M values over the first `warps` warps of the block, the same in every thread, added in a fixed
+/// order. sync() is a barrier of those threads. Ends with all past their reads, so that it may be called
+/// again at once.
+template <int M, class V, class Sync>
+__device__ inline void sum_over_warps(V (&x)[M], int warps, Sync&& sync) {
   __shared__ V shared[M][32];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int warps = static_cast<int>(blockDim.x) / 32;
 #pragma unroll
   for (int i = 0; i < M; ++i) x[i] = warp_sum(x[i]);
   if (warps == 1) return;
@@ -132,10 +132,16 @@ __device__ inline void block_sum(V (&x)[M]) {
 #pragma unroll
     for (int i = 0; i < M; ++i) shared[i][warp] = x[i];
   }
-  __syncthreads();
+  sync();
 #pragma unroll
   for (int i = 0; i < M; ++i) x[i] = warp_sum(lane < warps ? shared[i][lane] : V(0));
-  __syncthreads();
+  sync();
+}
+
+/// The same over the whole block, whose size is a multiple of 32.
+template <int M, class V>
+__device__ inline void block_sum(V (&x)[M]) {
+  sum_over_warps(x, static_cast<int>(blockDim.x) / 32, [] { __syncthreads(); });
 }
 
 __device__ inline float block_max(float x) {
@@ -210,11 +216,11 @@ inline bool aligned(int bytes, std::initializer_list<const Tensor*> tensors) {
 }
 
 /// How one block holds one row in registers: W elements per pack, up to K packs per thread.
-template <class T, bool kVector, int kPacks = kVector ? 4 : 8>
+template <class T, bool kVector, int kPacks = kVector ? 4 : 8, int kThreads = 512>
 struct RowShape {
   static constexpr int W = kVector ? 16 / static_cast<int>(sizeof(T)) : 1;
   static constexpr int K = kPacks;
-  static constexpr int kMaxThreads = 512;
+  static constexpr int kMaxThreads = kThreads;
 
   static int threads(const char* op, std::int64_t n) {
     const std::int64_t packs = ceil_div(n, W);
@@ -226,12 +232,12 @@ struct RowShape {
   }
 };
 
-/// Calls f(k, at) for the packs of the row that this thread owns.
+/// Calls f(k, at) for the packs of the row that this thread, one of `threads`, owns.
 template <class S, class F>
-__device__ inline void for_packs(int n, F&& f) {
+__device__ inline void for_packs(int n, F&& f, int threads = static_cast<int>(blockDim.x)) {
 #pragma unroll
   for (int k = 0; k < S::K; ++k) {
-    const int at = (static_cast<int>(threadIdx.x) + k * static_cast<int>(blockDim.x)) * S::W;
+    const int at = (static_cast<int>(threadIdx.x) + k * threads) * S::W;
     if (at < n) f(k, at);
   }
 }
@@ -245,18 +251,6 @@ void with_row_type(const char* op, DType dtype, bool vector, F&& f) {
     } else {
       f(type, std::false_type{});
     }
-  });
-}
-
-/// As with_row_type for kernels that keep sums in registers while they walk over rows: f(Type<T>, RowShape).
-/// One pack a thread where a block can hold the row so.
-template <class F>
-void with_row_loop(const char* op, DType dtype, bool vector, std::int64_t n, F&& f) {
-  with_row_type(op, dtype, vector, [&](auto type, auto is_vector) {
-    using T = typename decltype(type)::type;
-    using Wide = RowShape<T, is_vector, 1>;
-    if (n <= Wide::kMaxThreads * Wide::W) return f(type, Wide{});
-    f(type, RowShape<T, is_vector>{});
   });
 }
 

@@ -39,22 +39,28 @@ struct RowScalars {
 template <class T, class S>
 struct Weights {
   float value[S::K][S::W];
-  __device__ Weights(const T* weight, int n) {
-    for_packs<S>(n, [&](int k, int at) {
-      Pack<T, S::W> pack;
-      if (weight) pack = Pack<T, S::W>::load(weight + at);
+  __device__ Weights(const T* weight, int n, int threads) {
+    for_packs<S>(
+        n,
+        [&](int k, int at) {
+          Pack<T, S::W> pack;
+          if (weight) pack = Pack<T, S::W>::load(weight + at);
 #pragma unroll
-      for (int i = 0; i < S::W; ++i) value[k][i] = weight ? pack.get(i) : 1.0f;
-    });
+          for (int i = 0; i < S::W; ++i) value[k][i] = weight ? pack.get(i) : 1.0f;
+        },
+        threads);
   }
 };
 
 template <class S>
-__device__ inline void store_sums(const float (&sums)[S::K][S::W], float* to, int n) {
-  for_packs<S>(n, [&](int k, int at) {
+__device__ inline void store_sums(const float (&sums)[S::K][S::W], float* to, int n, int threads) {
+  for_packs<S>(
+      n,
+      [&](int k, int at) {
 #pragma unroll
-    for (int i = 0; i < S::W; ++i) to[at + i] = sums[k][i];
-  });
+        for (int i = 0; i < S::W; ++i) to[at + i] = sums[k][i];
+      },
+      threads);
 }
 
 template <class T>
@@ -68,7 +74,7 @@ struct RmsGradients {
 };
 
 template <class T, class S, bool kAdd>
-__global__ void __launch_bounds__(S::kMaxThreads, 1)
+__global__ void __launch_bounds__(S::kMaxThreads + 32, 1)
     rms_norm_backward(const __grid_constant__ RmsGradients<T> p) {
   constexpr int R = kRowsAtOnce<S>, kTensors = kAdd ? 3 : 2;
   enum { kDy, kX, kBefore };
@@ -79,49 +85,57 @@ __global__ void __launch_bounds__(S::kMaxThreads, 1)
   typename Ring::Source sources[kTensors] = {{p.dy, p.dy_stride}, {p.x, p.x_stride}};
   if constexpr (kAdd) sources[kBefore] = {p.dx, p.dx_stride};
   Ring ring(p.ring, dynamic, sources, rows);
+  if (Ring::produces()) return ring.produce();
+  const int threads = Ring::threads();
   RowScalars<R> scales(p.rstd, rows);
-  const Weights<T, S> w(p.weight, n);
+  const Weights<T, S> w(p.weight, n, threads);
   float dw[S::K][S::W] = {};
   for (std::int64_t r = rows.begin; r < rows.end; r += R) {
     float scale[R], dot[R] = {};
     scales.take(r, scale);
-    ring.wait();
+    ring.wait(r);
 #pragma unroll
     for (int j = 0; j < R; ++j) {
       if (r + j >= rows.end) continue;
-      for_packs<S>(n, [&](int k, int at) {
-        const auto g = ring.get(kDy, j, at), x = ring.get(kX, j, at);
+      for_packs<S>(
+          n,
+          [&](int k, int at) {
+            const auto g = ring.get(kDy, j, at), x = ring.get(kX, j, at);
 #pragma unroll
-        for (int i = 0; i < S::W; ++i) {
-          const float gx = g.get(i) * x.get(i);
-          dw[k][i] += gx * scale[j];
-          dot[j] += gx * w.value[k][i];
-        }
-      });
+            for (int i = 0; i < S::W; ++i) {
+              const float gx = g.get(i) * x.get(i);
+              dw[k][i] += gx * scale[j];
+              dot[j] += gx * w.value[k][i];
+            }
+          },
+          threads);
     }
     if (p.dx) {
-      block_sum(dot);
+      Ring::sum(dot);
 #pragma unroll
       for (int j = 0; j < R; ++j) {
         if (r + j >= rows.end) continue;
         const float pull = scale[j] * scale[j] * scale[j] * dot[j] / static_cast<float>(n);
-        for_packs<S>(n, [&](int k, int at) {
-          const auto g = ring.get(kDy, j, at), x = ring.get(kX, j, at);
-          float out[S::W];
+        for_packs<S>(
+            n,
+            [&](int k, int at) {
+              const auto g = ring.get(kDy, j, at), x = ring.get(kX, j, at);
+              float out[S::W];
 #pragma unroll
-          for (int i = 0; i < S::W; ++i) out[i] = scale[j] * (g.get(i) * w.value[k][i]) - pull * x.get(i);
-          if constexpr (kAdd) {
-            const auto before = ring.get(kBefore, j, at);
+              for (int i = 0; i < S::W; ++i) out[i] = scale[j] * (g.get(i) * w.value[k][i]) - pull * x.get(i);
+              if constexpr (kAdd) {
+                const auto before = ring.get(kBefore, j, at);
 #pragma unroll
-            for (int i = 0; i < S::W; ++i) out[i] += before.get(i);
-          }
-          Pack<T, S::W>::from(out).store(p.dx + (r + j) * p.dx_stride + at);
-        });
+                for (int i = 0; i < S::W; ++i) out[i] += before.get(i);
+              }
+              Pack<T, S::W>::from(out).store(p.dx + (r + j) * p.dx_stride + at);
+            },
+            threads);
       }
     }
-    ring.next(r);
+    ring.release();
   }
-  if (p.partial) store_sums<S>(dw, p.partial + static_cast<std::int64_t>(blockIdx.x) * n, n);
+  if (p.partial) store_sums<S>(dw, p.partial + static_cast<std::int64_t>(blockIdx.x) * n, n, threads);
 }
 
 template <class T>
@@ -137,25 +151,29 @@ struct ResidualGradients {
 /// Sums over the block of d_next . (out w) for each of R rows, and the rows' parts of d(next_weight).
 template <class S, int R, class Ring, class W>
 __device__ inline void next_norm_dots(const Ring& ring, const W& w, const float (&rstd)[R], int valid, int n,
-                                      int d_next, int out, float (&dw)[S::K][S::W], float (&dot)[R]) {
+                                      int threads, int d_next, int out, float (&dw)[S::K][S::W],
+                                      float (&dot)[R]) {
 #pragma unroll
   for (int j = 0; j < R; ++j) {
     if (j >= valid) continue;
-    for_packs<S>(n, [&](int k, int at) {
-      const auto dn = ring.get(d_next, j, at), o = ring.get(out, j, at);
+    for_packs<S>(
+        n,
+        [&](int k, int at) {
+          const auto dn = ring.get(d_next, j, at), o = ring.get(out, j, at);
 #pragma unroll
-      for (int i = 0; i < S::W; ++i) {
-        const float go = dn.get(i) * o.get(i);
-        dw[k][i] += go * rstd[j];
-        dot[j] += go * w.value[k][i];
-      }
-    });
+          for (int i = 0; i < S::W; ++i) {
+            const float go = dn.get(i) * o.get(i);
+            dw[k][i] += go * rstd[j];
+            dot[j] += go * w.value[k][i];
+          }
+        },
+        threads);
   }
-  block_sum(dot);
+  Ring::sum(dot);
 }
 
 template <class T, class S, bool kNext>
-__global__ void __launch_bounds__(S::kMaxThreads, 1)
+__global__ void __launch_bounds__(S::kMaxThreads + 32, 1)
     residual_norm_backward(const __grid_constant__ ResidualGradients<T> p) {
   constexpr int R = kRowsAtOnce<S>, kTensors = kNext ? 4 : 2;
   enum { kDOut, kBranch, kDNext, kOut };
@@ -168,17 +186,19 @@ __global__ void __launch_bounds__(S::kMaxThreads, 1)
   typename Ring::Source sources[kTensors] = {{p.d_out, n}, {p.branch, n}};
   if constexpr (kNext) sources[kDNext] = {p.d_next, n}, sources[kOut] = {p.out, n};
   Ring ring(p.ring, dynamic, sources, rows);
+  if (Ring::produces()) return ring.produce();
+  const int threads = Ring::threads();
   RowScalars<R> branch_scales(p.branch_rstd, rows), next_scales(kNext ? p.next_rstd : p.branch_rstd, rows);
-  const Weights<T, S> wb(p.branch_weight, n), wn(p.next_weight, n);
+  const Weights<T, S> wb(p.branch_weight, n, threads), wn(p.next_weight, n, threads);
   float dwb[S::K][S::W] = {}, dwn[S::K][S::W] = {};
   for (std::int64_t r = rows.begin; r < rows.end; r += R) {
     const int valid = static_cast<int>(min(std::int64_t{R}, rows.end - r));
     float b_rstd[R], n_rstd[R], pull[R] = {};
     branch_scales.take(r, b_rstd);
     if constexpr (kNext) next_scales.take(r, n_rstd);
-    ring.wait();
+    ring.wait(r);
     if constexpr (kNext) {
-      next_norm_dots<S>(ring, wn, n_rstd, valid, n, kDNext, kOut, dwn, pull);
+      next_norm_dots<S>(ring, wn, n_rstd, valid, n, threads, kDNext, kOut, dwn, pull);
 #pragma unroll
       for (int j = 0; j < R; ++j) pull[j] *= n_rstd[j] * n_rstd[j] * n_rstd[j] * inverse_n;
     }
@@ -186,40 +206,47 @@ __global__ void __launch_bounds__(S::kMaxThreads, 1)
 #pragma unroll
     for (int j = 0; j < R; ++j) {
       if (j >= valid) continue;
-      for_packs<S>(n, [&](int k, int at) {
-        const auto d = ring.get(kDOut, j, at), b = ring.get(kBranch, j, at);
-        Pack<T, S::W> dn, o;
-        if constexpr (kNext) dn = ring.get(kDNext, j, at), o = ring.get(kOut, j, at);
+      for_packs<S>(
+          n,
+          [&](int k, int at) {
+            const auto d = ring.get(kDOut, j, at), b = ring.get(kBranch, j, at);
+            Pack<T, S::W> dn, o;
+            if constexpr (kNext) dn = ring.get(kDNext, j, at), o = ring.get(kOut, j, at);
 #pragma unroll
-        for (int i = 0; i < S::W; ++i) {
-          float x = d.get(i);
-          if constexpr (kNext) x += n_rstd[j] * dn.get(i) * wn.value[k][i] - pull[j] * o.get(i);
-          g[j][k][i] = x * factor;
-          const float gb = g[j][k][i] * b.get(i);
-          dwb[k][i] += gb * b_rstd[j];
-          dot[j] += gb * wb.value[k][i];
-        }
-        Pack<T, S::W>::from(g[j][k]).store(p.d_residual + (r + j) * n + at);
-      });
+            for (int i = 0; i < S::W; ++i) {
+              float x = d.get(i);
+              if constexpr (kNext) x += n_rstd[j] * dn.get(i) * wn.value[k][i] - pull[j] * o.get(i);
+              g[j][k][i] = x * factor;
+              const float gb = g[j][k][i] * b.get(i);
+              dwb[k][i] += gb * b_rstd[j];
+              dot[j] += gb * wb.value[k][i];
+            }
+            Pack<T, S::W>::from(g[j][k]).store(p.d_residual + (r + j) * n + at);
+          },
+          threads);
     }
-    block_sum(dot);
+    Ring::sum(dot);
 #pragma unroll
     for (int j = 0; j < R; ++j) {
       if (j >= valid) continue;
       const float b_pull = b_rstd[j] * b_rstd[j] * b_rstd[j] * dot[j] * inverse_n;
-      for_packs<S>(n, [&](int k, int at) {
-        const auto b = ring.get(kBranch, j, at);
-        float out[S::W];
+      for_packs<S>(
+          n,
+          [&](int k, int at) {
+            const auto b = ring.get(kBranch, j, at);
+            float out[S::W];
 #pragma unroll
-        for (int i = 0; i < S::W; ++i) out[i] = b_rstd[j] * g[j][k][i] * wb.value[k][i] - b_pull * b.get(i);
-        Pack<T, S::W>::from(out).store(p.d_branch + (r + j) * n + at);
-      });
+            for (int i = 0; i < S::W; ++i)
+              out[i] = b_rstd[j] * g[j][k][i] * wb.value[k][i] - b_pull * b.get(i);
+            Pack<T, S::W>::from(out).store(p.d_branch + (r + j) * n + at);
+          },
+          threads);
     }
-    ring.next(r);
+    ring.release();
   }
-  store_sums<S>(dwb, p.partial + static_cast<std::int64_t>(blockIdx.x) * n, n);
+  store_sums<S>(dwb, p.partial + static_cast<std::int64_t>(blockIdx.x) * n, n, threads);
   if constexpr (kNext)
-    store_sums<S>(dwn, p.partial + static_cast<std::int64_t>(gridDim.x + blockIdx.x) * n, n);
+    store_sums<S>(dwn, p.partial + static_cast<std::int64_t>(gridDim.x + blockIdx.x) * n, n, threads);
 }
 
 }  // namespace
@@ -231,7 +258,7 @@ void RmsNormBackward::cuda(Stream& stream) const {
   if (rows == 0) return;
   auto* partial = d_weight ? reinterpret_cast<float*>(scratch.data()) : nullptr;
   const bool vector = aligned(16, {&dy, &x, &weight, &dx});
-  with_row_loop(kOp, x.dtype(), vector, n, [&](auto type, auto shape) {
+  with_row_ring(kOp, x.dtype(), vector, n, [&](auto type, auto shape) {
     using T = typename decltype(type)::type;
     using S = decltype(shape);
     const auto start = [&](auto adds) {
@@ -247,8 +274,8 @@ void RmsNormBackward::cuda(Stream& stream) const {
                               .x_stride = x.row_stride(),
                               .dx_stride = dx ? dx.row_stride() : 0,
                               .rows = rows};
-      launch_ring(kOp, rms_norm_backward<T, S, adds>, blocks, S::threads(kOp, n), p.ring.shared_bytes, stream,
-                  p);
+      launch_ring(kOp, rms_norm_backward<T, S, adds>, blocks, S::threads(kOp, n) + 32, p.ring.shared_bytes,
+                  stream, p);
     };
     if (dx && add_to_dx) {
       start(std::true_type{});
@@ -267,7 +294,7 @@ void ResidualNormBackward::cuda(Stream& stream) const {
   auto* partial = reinterpret_cast<float*>(scratch.data());
   const bool vector =
       aligned(16, {&d_out, &d_next, &out, &branch, &branch_weight, &next_weight, &d_residual, &d_branch});
-  with_row_loop(kOp, d_out.dtype(), vector, n, [&](auto type, auto shape) {
+  with_row_ring(kOp, d_out.dtype(), vector, n, [&](auto type, auto shape) {
     using T = typename decltype(type)::type;
     using S = decltype(shape);
     const auto start = [&](auto next) {
@@ -286,8 +313,8 @@ void ResidualNormBackward::cuda(Stream& stream) const {
                                    .d_branch = ptr<T>(d_branch),
                                    .partial = partial,
                                    .rows = rows};
-      launch_ring(kOp, residual_norm_backward<T, S, next>, blocks, S::threads(kOp, n), p.ring.shared_bytes,
-                  stream, p);
+      launch_ring(kOp, residual_norm_backward<T, S, next>, blocks, S::threads(kOp, n) + 32,
+                  p.ring.shared_bytes, stream, p);
     };
     if (next_weight) {
       start(std::true_type{});

@@ -1,6 +1,6 @@
-// Tokens on their way to shared memory ahead of their use, for the passes between the fused projection and q, k
-// and v: one block a multiprocessor walks over its tokens, a producer warp brings them, the other warps take the
-// heads in turn.
+// Tokens on their way to shared memory ahead of their use, for the passes between the fused projection and q,
+// k and v: one block a multiprocessor walks over its tokens, a producer warp brings them, the other warps
+// take the heads in turn.
 #pragma once
 #include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/partials.h"
@@ -41,7 +41,7 @@ struct TokenRows {
   __device__ TokenRows at(const HeadSizes& z, std::int64_t token) const {
     const std::int64_t dim = 2 * z.half;
     const auto row = [&](const T* x, int heads) { return x ? x + token * heads * dim : nullptr; };
-    return {row(d_q, z.heads),   row(d_k, z.kv_heads),    row(d_v, z.kv_heads),
+    return {row(d_q, z.heads),   row(d_k, z.kv_heads),  row(d_v, z.kv_heads),
             row(qkv, z.slots()), cos + token * z.pairs, sin + token * z.pairs};
   }
   __device__ static TokenRows staged(const TokenStage& s, const char* at) {
@@ -105,8 +105,8 @@ __device__ void bring_tokens(const TokenRows<T>& from, const HeadSizes& z, Token
 template <class S>
 constexpr bool kStaged = S::W > 1;
 
-/// f(rows, token, slot) for every kTokenWarps-th of the block's tokens' head slots, in every warp but the last,
-/// which brings the tokens.
+/// f(rows, token, slot) for every kTokenWarps-th of the block's tokens' head slots, in every warp but the
+/// last, which brings the tokens.
 template <class T, class S, class F>
 __device__ inline void for_heads(const TokenRows<T>& from, const HeadSizes& z, TokenRing ring,
                                  const BlockRows& tokens, F&& f) {
@@ -114,8 +114,10 @@ __device__ inline void for_heads(const TokenRows<T>& from, const HeadSizes& z, T
   int slot = static_cast<int>(threadIdx.x) / 32;
   if constexpr (kStaged<S>) ring.set_up();
   if (slot == kTokenWarps) {
-    if (kStaged<S> && threadIdx.x % 32 == 0) bring_tokens(from, z, ring, tokens);
-    __syncwarp();
+    if constexpr (kStaged<S>) {
+      if (hopper::elect_one()) bring_tokens(from, z, ring, tokens);
+      __syncwarp();
+    }
     return;
   }
   for (std::int64_t token = tokens.begin; token < tokens.end; ++token) {
@@ -142,9 +144,8 @@ inline bool tokens_aligned(const QkvSizes& s, const TokenStage& stage,
                            std::initializer_list<const Tensor*> staged,
                            std::initializer_list<const Tensor*> others) {
   return stage.stages > 0 && heads_aligned(s, others) && heads_aligned(s, staged) &&
-         std::all_of(staged.begin(), staged.end(), [](const Tensor* x) {
-           return reinterpret_cast<std::uintptr_t>(x->data()) % 16 == 0;
-         });
+         std::all_of(staged.begin(), staged.end(),
+                     [](const Tensor* x) { return reinterpret_cast<std::uintptr_t>(x->data()) % 16 == 0; });
 }
 
 }  // namespace lapidary
