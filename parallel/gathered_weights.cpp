@@ -12,6 +12,9 @@ GatheredWeights::GatheredWeights(const UnitTable& table, Communicator& group, co
     : table_(&table), group_(&group), compute_(&compute), prefetch_(options.prefetch) {
   const int ranks = group.size();
   const bool kept = options.zero == 2 && !alone();
+  // Copies that need no memory and no multiprocessor may as well all be under way: then no rank waits for
+  // another that is a layer behind.
+  if (kept && group.copies()) prefetch_ = table.units();
   if (!alone()) {
     slots_.resize(static_cast<std::size_t>(kept ? table.units() : std::min(table.units(), prefetch_ + 1)));
   }

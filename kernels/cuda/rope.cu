@@ -1,9 +1,13 @@
-// Rotary tables and the pass from the fused projection to q, k and v (its backward: rope_backward.cu).
-#include "kernels/cuda/token_ring.cuh"
+// Rotary tables and the pass from the fused projection to q, k and v (its backward: rope_backward.cu). One
+// block owns one token: its warps take the heads in turn and keep the token's angles in registers.
+#include "kernels/cuda/heads.cuh"
 
 namespace lapidary {
 
 namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
 
 __global__ void rope_table(const std::int32_t* positions, const float* frequencies, float* cos, float* sin,
                            std::int64_t items, int pairs) {
@@ -14,54 +18,89 @@ __global__ void rope_table(const std::int32_t* positions, const float* frequenci
   sincosf(angle, &sin[i], &cos[i]);
 }
 
+/// The lane's components of one head as they are loaded: a head's loads are issued while the one before is
+/// computed, because a warp waits for its own reductions in between.
+template <class T, class S>
+struct RawHead {
+  Pack<T, S::W> a[S::K], b[S::K];
+
+  __device__ void load(const T* head, int half) {
+#pragma unroll
+    for (int k = 0; k < S::K; ++k) {
+      const int at = chunk_at<S>(k);
+      if (at < half) {
+        a[k] = Pack<T, S::W>::load(head + at);
+        b[k] = Pack<T, S::W>::load(head + half + at);
+      } else {
+#pragma unroll
+        for (int i = 0; i < Pack<T, S::W>::kWords; ++i) a[k].word[i] = b[k].word[i] = 0;
+      }
+    }
+  }
+
+  __device__ void unpack(Head<S>& out) const {
+    out.each([&](float& x, float& y, int k, int i) { x = a[k].get(i), y = b[k].get(i); });
+  }
+};
+
+/// One of two, without a choice of addresses that would send them to memory.
+template <class T, class S>
+__device__ inline void unpack_one(bool first, const RawHead<T, S>& p, const RawHead<T, S>& q, Head<S>& out) {
+  out.each([&](float& x, float& y, int k, int i) {
+    x = first ? p.a[k].get(i) : q.a[k].get(i);
+    y = first ? p.b[k].get(i) : q.b[k].get(i);
+  });
+}
+
 template <class T>
 struct QkvForward {
-  TokenRows<T> from;
-  TokenStage stage;
-  HeadSizes z;
-  const T *q_weight, *k_weight;
+  const T *qkv, *q_weight, *k_weight;
+  const float *cos, *sin;
   T *q, *k, *v;
   float* rstd;
   float eps;
-  std::int64_t tokens;
+  HeadSizes z;
 };
 
 template <class T, class S>
-__device__ inline void head_forward(const QkvForward<T>& p, const TokenRows<T>& rows, std::int64_t token,
-                                    int slot) {
-  const HeadSizes& z = p.z;
-  const int dim = 2 * z.half, kv = slot - z.heads;
+__global__ void __launch_bounds__(kThreads) qkv_norm_rope(QkvForward<T> p) {
+  const HeadSizes z = p.z;
+  const std::int64_t token = blockIdx.x;
+  const int dim = 2 * z.half, slots = z.slots();
+  Angles<S> angles;
+  angles.load(p.cos + token * z.pairs, p.sin + token * z.pairs, z);
+  const T* row = p.qkv + token * slots * dim;
   float* rstd = p.rstd + token * (z.heads + 2 * z.kv_heads);
   const bool writes_rstd = threadIdx.x % 32 == 0;
-  Head<S> x;
-  x.load(rows.qkv + slot * dim, z.half);
-  const float scale = rsqrtf(x.dot(x) / static_cast<float>(dim) + p.eps);
-  if (writes_rstd) rstd[slot] = scale;
-  x.scale(scale);
-  if (kv >= z.kv_heads) {
-    x.store(p.v + (token * z.kv_heads + kv - z.kv_heads) * dim, z.half);
-    return;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  RawHead<T, S> ahead, further, q_weight, k_weight;
+  if (warp < slots) ahead.load(row + warp * dim, z.half);
+  if (warp + kWarps < slots) further.load(row + (warp + kWarps) * dim, z.half);
+  q_weight.load(p.q_weight, z.half);
+  k_weight.load(p.k_weight, z.half);
+  for (int slot = warp; slot < slots; slot += kWarps) {
+    Head<S> x;
+    ahead.unpack(x);
+    ahead = further;
+    if (slot + 2 * kWarps < slots) further.load(row + (slot + 2 * kWarps) * dim, z.half);
+    const float scale = rsqrtf(x.dot(x) / static_cast<float>(dim) + p.eps);
+    if (writes_rstd) rstd[slot] = scale;
+    x.scale(scale);
+    const int kv = slot - z.heads;
+    if (kv >= z.kv_heads) {
+      x.store(p.v + (token * z.kv_heads + kv - z.kv_heads) * dim, z.half);
+      continue;
+    }
+    if (kv >= 0 && z.shared_kv) {
+      x.store(p.v + (token * z.kv_heads + kv) * dim, z.half);
+      if (writes_rstd) rstd[slot + z.kv_heads] = scale;
+    }
+    Head<S> w;
+    unpack_one(kv < 0, q_weight, k_weight, w);
+    x.multiply(w);
+    x.rotate(angles, 1.0f);
+    x.store(kv < 0 ? p.q + (token * z.heads + slot) * dim : p.k + (token * z.kv_heads + kv) * dim, z.half);
   }
-  if (kv >= 0 && z.shared_kv) {
-    x.store(p.v + (token * z.kv_heads + kv) * dim, z.half);
-    if (writes_rstd) rstd[slot + z.kv_heads] = scale;
-  }
-  Head<S> w;
-  w.load(kv < 0 ? p.q_weight : p.k_weight, z.half);
-  x.multiply(w);
-  Angles<S> angles;
-  angles.load(rows.cos, rows.sin, z);
-  x.rotate(angles, 1.0f);
-  x.store(kv < 0 ? p.q + (token * z.heads + slot) * dim : p.k + (token * z.kv_heads + kv) * dim, z.half);
-}
-
-template <class T, class S>
-__global__ void __launch_bounds__(kTokenThreads, 1) qkv_norm_rope(const __grid_constant__ QkvForward<T> p) {
-  extern __shared__ __align__(128) char dynamic[];
-  for_heads<T, S>(p.from, p.z, TokenRing{p.stage, dynamic}, BlockRows(p.tokens),
-                  [&](const TokenRows<T>& rows, std::int64_t token, int slot) {
-                    head_forward<T, S>(p, rows, token, slot);
-                  });
 }
 
 }  // namespace
@@ -79,30 +118,27 @@ void RopeTable::cuda(Stream& stream) const {
 
 void QkvNormRope::cuda(Stream& stream) const {
   check(*this);
-  constexpr const char* kOp = "QkvNormRope";
   const QkvSizes s = sizes_of(*this);
   if (s.tokens == 0) return;
-  const HeadSizes z = head_sizes(kOp, s, shared_kv);
-  const TokenStage stage(z, size_of(qkv.dtype()), false);
-  const bool vector = tokens_aligned(s, stage, {&qkv, &cos, &sin}, {&q_weight, &k_weight, &q, &k, &v});
-  with_head_shape(kOp, q.dtype(), s.dim, vector, [&](auto type, auto shape) {
+  const HeadSizes z = head_sizes("QkvNormRope", s, shared_kv);
+  const bool vector = heads_aligned(s, {&qkv, &q_weight, &k_weight, &cos, &sin, &q, &k, &v});
+  with_head_shape("QkvNormRope", q.dtype(), s.dim, vector, [&](auto type, auto shape) {
     using T = typename decltype(type)::type;
-    using S = decltype(shape);
-    const QkvForward<T> p{.from = {nullptr, nullptr, nullptr, ptr<T>(qkv), ptr<float>(cos), ptr<float>(sin)},
-                          .stage = stage,
-                          .z = z,
-                          .q_weight = ptr<T>(q_weight),
-                          .k_weight = ptr<T>(k_weight),
-                          .q = ptr<T>(q),
-                          .k = ptr<T>(k),
-                          .v = ptr<T>(v),
-                          .rstd = ptr<float>(rstd),
-                          .eps = static_cast<float>(eps),
-                          .tokens = s.tokens};
-    const int staged = kStaged<S> ? stage.stages * stage.bytes : 0;
-    launch_ring(kOp, qkv_norm_rope<T, S>, ring_blocks(s.tokens), kTokenThreads,
-                static_cast<std::size_t>(TokenStage::kHeader + staged), stream, p);
+    const QkvForward<T> p{ptr<T>(qkv),
+                          ptr<T>(q_weight),
+                          ptr<T>(k_weight),
+                          ptr<float>(cos),
+                          ptr<float>(sin),
+                          ptr<T>(q),
+                          ptr<T>(k),
+                          ptr<T>(v),
+                          ptr<float>(rstd),
+                          static_cast<float>(eps),
+                          z};
+    qkv_norm_rope<T, decltype(shape)>
+        <<<static_cast<unsigned>(s.tokens), kThreads, 0, cuda_stream(stream)>>>(p);
   });
+  launched("QkvNormRope");
 }
 
 }  // namespace lapidary

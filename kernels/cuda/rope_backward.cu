@@ -109,7 +109,7 @@ void QkvNormRopeBackward::cuda(Stream& stream) const {
   const QkvSizes s = sizes_of(*this);
   if (s.tokens == 0) return;
   const HeadSizes z = head_sizes(kOp, s, shared_kv);
-  const TokenStage stage(z, size_of(qkv.dtype()), true);
+  const TokenStage stage(z, size_of(qkv.dtype()));
   const bool vector =
       tokens_aligned(s, stage, {&qkv, &cos, &sin, &d_q, &d_k, &d_v}, {&q_weight, &k_weight, &d_qkv});
   const std::int64_t blocks = ring_blocks(s.tokens);

@@ -174,10 +174,10 @@ template <class F>
 void with_row_ring(const char* op, DType dtype, bool vector, std::int64_t n, F&& f) {
   with_row_type(op, dtype, vector, [&](auto type, auto is_vector) {
     using T = typename decltype(type)::type;
-    constexpr int kThreads = 480;
+    constexpr int kThreads = 480, kPacks = is_vector ? 4 : 9;
     using Wide = RowShape<T, is_vector, 1, kThreads>;
     if (n <= Wide::kMaxThreads * Wide::W) return f(type, Wide{});
-    f(type, RowShape < T, is_vector, is_vector ? 4 : 8, kThreads > {});
+    f(type, RowShape<T, is_vector, kPacks, kThreads>{});
   });
 }
 

@@ -18,13 +18,12 @@ struct TokenStage {
   static constexpr int kHeader = 2 * 8 * kMaxStages + 32;  ///< barriers, to a multiple of 128
   static constexpr int kShared = 220 << 10;
 
-  /// gradients: d(q), d(k) and d(v) are read too.
-  TokenStage(const HeadSizes& z, std::size_t element, bool gradients) {
+  TokenStage(const HeadSizes& z, std::size_t element) {
     const int head = 2 * z.half * static_cast<int>(element);
     d_q = 0;
-    d_k = d_q + (gradients ? z.heads * head : 0);
-    d_v = d_k + (gradients ? z.kv_heads * head : 0);
-    qkv = d_v + (gradients ? z.kv_heads * head : 0);
+    d_k = d_q + z.heads * head;
+    d_v = d_k + z.kv_heads * head;
+    qkv = d_v + z.kv_heads * head;
     cos = qkv + z.slots() * head;
     sin = cos + z.pairs * 4;
     bytes = sin + z.pairs * 4;
@@ -35,12 +34,12 @@ struct TokenStage {
 /// What is read of every token, where it lies or in a stage.
 template <class T>
 struct TokenRows {
-  const T *d_q = nullptr, *d_k = nullptr, *d_v = nullptr, *qkv = nullptr;
-  const float *cos = nullptr, *sin = nullptr;
+  const T *d_q, *d_k, *d_v, *qkv;
+  const float *cos, *sin;
 
   __device__ TokenRows at(const HeadSizes& z, std::int64_t token) const {
     const std::int64_t dim = 2 * z.half;
-    const auto row = [&](const T* x, int heads) { return x ? x + token * heads * dim : nullptr; };
+    const auto row = [&](const T* x, int heads) { return x + token * heads * dim; };
     return {row(d_q, z.heads),   row(d_k, z.kv_heads),  row(d_v, z.kv_heads),
             row(qkv, z.slots()), cos + token * z.pairs, sin + token * z.pairs};
   }

@@ -227,7 +227,7 @@ OpCase layer_norm_backward_case(std::int64_t rows, std::int64_t n) {
 std::vector<OpCase> norm_cases() {
   std::vector<OpCase> out;
   for (const auto& [rows, n] : std::vector<std::pair<std::int64_t, std::int64_t>>{
-           {1, 1}, {3, 5}, {2, 33}, {0, 7}, {70, 300}, {1500, 64}, {150, 1032}, {6, 3840}, {3, 4608}}) {
+           {1, 1}, {3, 5}, {2, 33}, {0, 7}, {70, 300}, {1500, 64}, {150, 1032}, {6, 3840}, {3, 4000}}) {
     for (const bool weight : {false, true}) {
       out.push_back(rms_case(rows, n, weight));
       // The norm of a single number is its sign: the gradient is what rounding leaves of zero.
@@ -243,7 +243,7 @@ std::vector<OpCase> norm_cases() {
        {HalfLayer{1, 3, true, true}, HalfLayer{5, 7, false, false}, HalfLayer{5, 7, true, false},
         HalfLayer{5, 7, false, true}, HalfLayer{9, 33, true, true}, HalfLayer{70, 300, true, true},
         HalfLayer{1500, 64, true, true}, HalfLayer{1500, 64, true, false}, HalfLayer{150, 1032, false, true},
-        HalfLayer{6, 3840, false, true}, HalfLayer{3, 4608, false, true}}) {
+        HalfLayer{6, 3840, false, true}, HalfLayer{3, 4000, false, true}}) {
     out.push_back(half_layer_case(h));
     out.push_back(half_layer_backward_case(h));
   }
