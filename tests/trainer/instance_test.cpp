@@ -157,7 +157,7 @@ TEST_F(InstanceTest, OptimizerStateTakesTheBytesOfItsLayout) {
 }
 
 // The same run with every layout of the optimizer's state: what is kept in fewer bits may not change how the
-// loss falls. On one batch, from 5.6 to below 3 in 30 steps.
+// loss falls: within 5 % at every of 30 steps on one batch.
 TEST_F(InstanceTest, EveryOptimizerLayoutLearnsAlike) {
   use(DType::bf16);
   const auto losses = [&](OptimizerLayout layout) {
@@ -180,7 +180,7 @@ TEST_F(InstanceTest, EveryOptimizerLayoutLearnsAlike) {
   for (const auto layout : {OptimizerLayout::split, OptimizerLayout::bf16, OptimizerLayout::float8}) {
     const auto lean = losses(layout);
     for (std::size_t i = 0; i < exact.size(); ++i)
-      EXPECT_NEAR(lean[i], exact[i], 0.03 * exact[i]) << static_cast<int>(layout) << ", step " << i + 1;
+      EXPECT_NEAR(lean[i], exact[i], 0.05 * exact[i]) << static_cast<int>(layout) << ", step " << i + 1;
   }
 }
 
