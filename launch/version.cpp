@@ -9,6 +9,7 @@
 
 #include "data/video.h"
 #include "kernels/build_info.h"
+#include "kernels/commit.h"
 #include "launch/command_line.h"
 
 namespace lapidary {

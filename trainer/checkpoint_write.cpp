@@ -12,6 +12,7 @@
 
 #include "kernels/build_info.h"
 #include "kernels/check.h"
+#include "kernels/commit.h"
 #include "kernels/file.h"
 #include "kernels/json.h"
 #include "trainer/checkpoint.h"

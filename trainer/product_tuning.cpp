@@ -5,6 +5,7 @@
 #include "kernels/build_info.h"
 #include "kernels/check.h"
 #include "kernels/checksum.h"
+#include "kernels/commit.h"
 
 namespace lapidary {
 
