@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/build_info.h"
+#include "kernels/commit.h"
 #include "trainer/evaluate.h"
 #include "trainer/metrics_history.h"
 
