@@ -21,6 +21,8 @@ class GatheredWeights {
                   Stream& compute, Arena& state, Arena& transient);
 
   const Tensor& shard(int unit) const { return shards_[static_cast<std::size_t>(unit)]; }
+  /// Units that are gathered ahead of the one in use.
+  int ahead() const { return prefetch_; }
   void changed();
   void begin(ShardedUnits::Direction direction);
   void get(int unit);

@@ -51,6 +51,10 @@ int ShardedUnits::units() const {
   return impl_->table.units();
 }
 
+int ShardedUnits::ahead() const {
+  return impl_->weights.ahead();
+}
+
 void ShardedUnits::weights_changed() {
   impl_->weights.changed();
 }

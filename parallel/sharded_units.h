@@ -44,6 +44,8 @@ class ShardedUnits {
   int units() const;
 
   // -- weights
+  /// Units that are gathered ahead of the one in use.
+  int ahead() const;
   /// Before the first get() after an update: gathered copies are stale (zero = 2 gathers again).
   void weights_changed();
   enum class Direction { forward, backward };

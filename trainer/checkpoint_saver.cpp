@@ -1,19 +1,13 @@
 #include "trainer/checkpoint_saver.h"
 
-#include <chrono>
 #include <utility>
 
 #include "kernels/check.h"
+#include "trainer/stopwatch.h"
 
 namespace lapidary {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// The writing side of the queue.
 class StagedValues : public ShardValues {

@@ -12,8 +12,6 @@ Instance::Instance(const ModelConfig& config, const ParameterTable& table, const
                    Mesh& mesh, Backend& backend, const MemorySizes& sizes)
     : table_(&table),
       backend_(&backend),
-      prefetch_(options.sharding.zero == 2 ? static_cast<int>(table.unit_names.size())
-                                           : options.sharding.prefetch),
       state_(backend, "state", sizes.state),
       transient_(backend, "transient", sizes.transient),
       activations_(backend, "activations", sizes.activations),
@@ -60,8 +58,8 @@ void Instance::begin_step() {
 void Instance::finish_step(double lr, std::int64_t step) {
   backend_->wait(*stream_, std::exchange(held_until_, {}));
   units_->weights_changed();
-  // The next forward pass's first units, or all that are kept, are gathered beside the rest of the update.
-  const auto first_units = static_cast<std::size_t>(std::min(prefetch_, units_->units() - 1));
+  // The next forward pass's first units are gathered beside the rest of the update.
+  const auto first_units = static_cast<std::size_t>(std::min(units_->ahead(), units_->units() - 1));
   optimizer().step(*stream_, lr, step, [&](std::size_t updated) {
     if (updated == first_units) units_->begin(ShardedUnits::Direction::forward);
   });

@@ -78,7 +78,6 @@ class Instance {
  private:
   const ParameterTable* table_;
   Backend* backend_;
-  int prefetch_;
   Arena state_, transient_, activations_, workspace_, host_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<ShardedUnits> units_;

@@ -1,7 +1,6 @@
 #include "trainer/step_bench.h"
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <ostream>
 
@@ -14,16 +13,11 @@
 #include "trainer/random_text.h"
 #include "trainer/rates.h"
 #include "trainer/step_work.h"
+#include "trainer/stopwatch.h"
 
 namespace lapidary {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 class StepBench {
  public:

@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <limits>
@@ -19,17 +18,12 @@
 #include "trainer/run_lock.h"
 #include "trainer/schedule.h"
 #include "trainer/stop_signal.h"
+#include "trainer/stopwatch.h"
 #include "trainer/training_run.h"
 
 namespace lapidary {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// What happened since the last logged step.
 struct Interval {
