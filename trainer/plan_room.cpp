@@ -43,8 +43,8 @@ std::int64_t largest_that_fits(const std::function<std::size_t(std::int64_t)>& n
 }  // namespace
 
 Room find_room(const RunConfig& config, int ranks, int ranks_per_node, Device device, std::size_t memory) {
+  RunSetup setup = make_run_setup(config, ranks, 0, ranks_per_node, true);
   const auto need = [&](std::int64_t rows, std::int64_t length) {
-    RunSetup setup = make_run_setup(config, ranks, 0, ranks_per_node, true);
     setup.options.model.capacity = rows * length;
     return plan_memory(setup.model, setup.table, setup.options, setup.mesh, device).total();
   };
