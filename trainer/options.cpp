@@ -73,7 +73,13 @@ void add_run(std::vector<Option>& table) {
       .row("stop_after", seconds, &C::Run::stop_after,
            {.help = "save and exit with code 75 at the first step that ends after this time; 0: no limit",
             .range = {0, kMostSeconds},
-            .others = {"time_limit", "max_time"}});
+            .others = {"time_limit", "max_time"}})
+      .row("patience", seconds, &C::Run::patience,
+           {.help = "a rank that gives no sign of life, or goes on with nothing in a training step, for this "
+                    "time ends "
+                    "the job with code 76; 0: wait for ever",
+            .range = {0, kMostSeconds},
+            .others = {"timeout", "nccl_timeout", "watchdog"}});
 }
 
 void add_model(std::vector<Option>& table) {

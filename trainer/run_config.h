@@ -49,6 +49,7 @@ struct RunConfig {
     Precision precision = Precision::bf16;
     ConfigPath products{"auto"};
     double stop_after = 0;  ///< seconds; 0: no limit
+    double patience = 600;  ///< seconds without progress after which a run ends; 0: never
     bool operator==(const Run&) const = default;
   } run;
 

@@ -10,6 +10,7 @@
 #include "kernels/check.h"
 #include "kernels/checksum.h"
 #include "kernels/file.h"
+#include "parallel/watchdog.h"
 #include "trainer/config_text.h"
 #include "trainer/flops.h"
 #include "trainer/loss_curve.h"
@@ -35,13 +36,14 @@ struct Interval {
 
 class Trainer {
  public:
-  Trainer(TrainingRun& run, std::ostream& console)
-      : run_(run), console_(console), config_yaml_(config_to_yaml(run.config())) {}
+  Trainer(TrainingRun& run, Watchdog& watch, std::ostream& console)
+      : run_(run), watch_(watch), console_(console), config_yaml_(config_to_yaml(run.config())) {}
 
   ExitCode train() {
     start();
     StopRequest request = StopRequest::none;
     while (progress_.step < run_.config().train.steps && request != StopRequest::stop) {
+      watch_.at(progress_.step + 1, "waits for data");
       const StepBatches data = run_.data().next();
       const double loss = train_step(data);
       if (progress_.step % run_.config().log.every == 0) log(loss, data);
@@ -124,6 +126,7 @@ class Trainer {
     HostGroup& world = run_.world();
     const std::int64_t step = progress_.step + 1;
     inject_fault(step);
+    watch_.at(step, "counts its tokens");
     StepWork work;
     std::vector<std::int64_t> counts = {0, 0};  // target tokens, tokens
     for (const Batch& batch : data.micro) {
@@ -142,15 +145,19 @@ class Trainer {
 
     instance.begin_step();
     for (std::size_t i = 0; i < data.micro.size(); ++i) {
+      watch_.at(step, "forward and backward");
       instance.run_training(data.micro[i], 1.0 / static_cast<double>(targets), i + 1 == data.micro.size());
     }
     const RunConfig& config = run_.config();
     lr_ = learning_rate(config.schedule, config.optimizer.lr, step, config.train.steps);
+    watch_.at(step, "update");
     instance.finish_step(lr_, step);
+    watch_.at(step, "waits for the end of the step");
     const double loss = read_step(step, static_cast<double>(targets));
     progress_.step = step;
     progress_.tokens += counts[1];
     progress_.data = run_.data().position();
+    watch_.calm(step, "between steps");
     return loss;
   }
 
@@ -303,6 +310,7 @@ class Trainer {
   }
 
   TrainingRun& run_;
+  Watchdog& watch_;
   std::ostream& console_;
   std::string config_yaml_;
   StopSignals signals_;
@@ -329,7 +337,10 @@ int train(const RunConfig& config, HostGroup& world, const NodePlace& place, std
     lock.emplace(folder);
   });
   TrainingRun run(config, world, place, true);
-  return static_cast<int>(Trainer(run, console).train());
+  Watchdog watch(
+      world.size() > 1 ? MPI_COMM_WORLD : MPI_COMM_NULL,
+      std::chrono::duration_cast<Watchdog::Duration>(std::chrono::duration<double>(config.run.patience)));
+  return static_cast<int>(Trainer(run, watch, console).train());
 }
 
 int evaluate_run(const RunConfig& config, const std::string& checkpoint, HostGroup& world,

@@ -171,6 +171,46 @@ def faults(runs):
     check(took < 20, f"took {took:.1f} s")
 
 
+def rank_processes(process):
+    """The processes that mpirun started, by rank."""
+    found = {}
+    for pid in subprocess.run(["pgrep", "-P", str(process.pid)], stdout=subprocess.PIPE, text=True).stdout.split():
+        with open(f"/proc/{pid}/environ") as f:
+            rank = re.search(r"\0OMPI_COMM_WORLD_RANK=(\d+)\0", f.read())
+        if rank:
+            found[int(rank[1])] = int(pid)
+    return found
+
+
+def hangs(runs):
+    """A rank that waits for ever, or is stopped at a random moment, is named and ends the job in time."""
+    output, took = runs.run("hangs", 3, "fault.kind=hang", "fault.rank=1", "fault.step=3", "run.patience=3s", expect=76)
+    check(output.count("rank 1 hangs") == 1 and "step 3, waits for data; rank 2 waits: step 3, counts its tokens" in output, f"expected one message:\n{output}")
+    check(took < 20, f"took {took:.1f} s")
+    output, _ = runs.run("alone", 1, "fault.kind=hang", "fault.rank=0", "fault.step=3", "run.patience=2s", expect=76)
+    check(output.count("no rank goes on") == 1 and "step 3, waits for data" in output, f"expected one message:\n{output}")
+    rng = random.Random(7)
+    longest = 0
+    for trial in range(6):
+        ranks = 2 + trial % 3
+        stopped = rng.randrange(ranks)
+        process = subprocess.Popen(runs.command(f"stopped{trial}", ranks, "run.patience=3s", steps=100000, every=5),
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while not os.path.exists(f"{runs.folder}/stopped{trial}/metrics.jsonl"):
+            time.sleep(0.05)
+            check(process.poll() is None, "the run ended before it was stopped")
+        time.sleep(1 + rng.random())
+        os.kill(rank_processes(process)[stopped], signal.SIGSTOP)
+        start = time.monotonic()
+        output, _ = process.communicate(timeout=60)
+        took = time.monotonic() - start
+        longest = max(longest, took)
+        check(process.returncode == 76, f"rank {stopped} stopped: exit code {process.returncode}:\n{output}")
+        check(output.count(f"rank {stopped} gave no sign of life") == 1, f"rank {stopped} of {ranks} stopped:\n{output}")
+        check(took < 3 + 5, f"patience 3 s, took {took:.1f} s")
+    print(f"6 stopped ranks named; at most {longest:.1f} s after they were stopped, with a patience of 3 s")
+
+
 def bad_input(runs):
     """What cannot work is refused with exit code 1 and one message that names the place."""
 
@@ -285,7 +325,7 @@ def full_disk(runs):
         subprocess.run(["umount", path])
 
 
-CASES = dict(elsewhere=elsewhere, full_disk=full_disk, ranks=ranks, resume=resume, kills=kills, faults=faults, bad_input=bad_input)
+CASES = dict(elsewhere=elsewhere, full_disk=full_disk, ranks=ranks, resume=resume, kills=kills, faults=faults, hangs=hangs, bad_input=bad_input)
 
 with tempfile.TemporaryDirectory(prefix="lapidary-training-") as scratch:
     CASES[CASE](Runs(scratch))
