@@ -25,6 +25,7 @@ expect() {
 }
 
 host=$(uname -n)
+export HWLOC_HIDE_ERRORS=2  # as in mpirun.sh, for one process
 expect 0 10 "rank 0 of 3, 0 of at least 3 on $host
 rank 1 of 3, 1 of at least 3 on $host
 rank 2 of 3, 2 of at least 3 on $host" place

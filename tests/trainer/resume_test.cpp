@@ -1,6 +1,6 @@
 // A run that is broken off and resumed is the run that was not: bit for bit on the same ranks, whatever it is
 // made of; on other ranks and meshes with the same tensors and the same losses up to the order of sums.
-// LAPIDARY_RESUMES, LAPIDARY_PAIRS: how many of each (LAPIDARY_PAIRS=300: all there are).
+// LAPIDARY_RESUMES, LAPIDARY_PAIRS: how many of each (LAPIDARY_PAIRS=375: all there are).
 #include <gtest/gtest.h>
 #include <mpi.h>
 #include <sys/wait.h>
@@ -34,6 +34,7 @@ const std::vector<Layout> kLayouts = {
     {"float32", {"run.precision=bf16", "optimizer.state=float32"}, 2e-3},
     {"split", {"run.precision=bf16", "optimizer.state=split"}, 2e-3},
     {"bf16", {"run.precision=bf16", "optimizer.state=bf16"}, 2e-3},
+    {"float8", {"run.precision=bf16", "optimizer.state=float8"}, 2e-3},
 };
 
 std::string difference(const std::string& a, const std::string& b) {
@@ -132,7 +133,7 @@ struct Pair {
   std::string resumed() const { return fmt::format("{}-to-{}", saved(), readers); }
 };
 
-/// Every combination in an order in which the first ones say much; all of them with LAPIDARY_PAIRS=300.
+/// Every combination in an order in which the first ones say much; all of them with LAPIDARY_PAIRS=375.
 std::vector<Pair> pairs() {
   const std::vector<int> counts = {1, 2, 3, 4, 7};
   std::vector<Pair> all;
