@@ -77,7 +77,7 @@ TEST(Resume, AtAnyStepOfAnyRunIsTheSameBits) {
   runs.build_data();
   ::setenv("LAPIDARY_FAULTS", "1", 1);
   std::mt19937 random(8);
-  for (int trial = count_from_environment("LAPIDARY_RESUMES", 30); trial > 0; --trial) {
+  for (int trial = count_from_environment("LAPIDARY_RESUMES", 100); trial > 0; --trial) {
     const auto steps = 3 + static_cast<std::int64_t>(random() % 18),
                broken = 1 + static_cast<std::int64_t>(random() % (steps - 1));
     Settings settings = random_features(random);
@@ -143,7 +143,7 @@ std::vector<Pair> pairs() {
         for (const int readers : counts) all.push_back({layout, shape, writers, readers});
   std::mt19937 random(20);
   std::shuffle(all.begin(), all.end(), random);
-  all.resize(std::min(all.size(), static_cast<std::size_t>(count_from_environment("LAPIDARY_PAIRS", 6))));
+  all.resize(std::min(all.size(), static_cast<std::size_t>(count_from_environment("LAPIDARY_PAIRS", 20))));
   return all;
 }
 

@@ -70,7 +70,7 @@ class RunFaults : public testing::Test {
 TEST_F(RunFaults, OnADiskThatFails) {
   ASSERT_EQ(runs_.run_alone("calm", kSettings), 0);
   std::map<std::string, int> ends;
-  for (int trial = count_from_environment("LAPIDARY_FAULTY_RUNS", 30); trial > 0; --trial) {
+  for (int trial = count_from_environment("LAPIDARY_FAULTY_RUNS", 100); trial > 0; --trial) {
     const std::string what = fmt::format("trial {}", trial);
     {
       DiskWatch watch(runs_.folder_of("run"));
@@ -125,7 +125,7 @@ TEST_F(RunFaults, KilledAtRandomMoments) {
   std::mt19937_64 random(11);
   int killed = 0, finished = 0;
   std::int64_t saved_when_killed = 0;
-  for (const int wanted = count_from_environment("LAPIDARY_KILLS", 60); killed < wanted;) {
+  for (const int wanted = count_from_environment("LAPIDARY_KILLS", 180); killed < wanted;) {
     const pid_t victim = begin("run");
     std::this_thread::sleep_for(microseconds(random() % static_cast<std::uint64_t>(whole.count() * 2 / 3)));
     ::kill(victim, SIGKILL);
