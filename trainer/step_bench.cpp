@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <ostream>
 
 #include "kernels/check.h"
@@ -12,6 +13,7 @@
 #include "trainer/product_tuning.h"
 #include "trainer/random_text.h"
 #include "trainer/rates.h"
+#include "trainer/step_waits.h"
 #include "trainer/step_work.h"
 #include "trainer/stopwatch.h"
 
@@ -35,6 +37,7 @@ class StepBench {
         free_before_(backend_.memory().free) {
     check_fits(plan_, free_before_, device_);
     check_fits_host(plan_, cpu_backend().memory().free / static_cast<std::size_t>(place.ranks_per_node));
+    time_waits(mesh_, wait_timer_);
     instance_ =
         std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, backend_, plan_.sizes);
     micro_ = micro_batches(config, world.size());
@@ -55,10 +58,14 @@ class StepBench {
       out_ << fmt::format("the products' algorithms were measured in {:.1f} s\n", seconds_since(start));
     std::vector<double> seconds;
     for (int i = 1; i <= options_.warmup + options_.steps; ++i) {
+      (void)wait_timer_.collect(stream);
       const double time = timed_step(i);
-      if (i > options_.warmup) seconds.push_back(time);
+      if (i <= options_.warmup) continue;
+      seconds.push_back(time);
+      waits_.add(wait_timer_.collect(stream), world_);
     }
     print_result(seconds);
+    print_waits(seconds);
     if (options_.profile) print_profile(options_.warmup + options_.steps + 1);
   }
 
@@ -121,6 +128,25 @@ class StepBench {
                         format_bytes(plan_.total()), format_bytes(peaks.total()), format_bytes(used));
   }
 
+  /// Means over the timed steps.
+  void print_waits(const std::vector<double>& seconds) {
+    std::vector<double> others(static_cast<std::size_t>(world_.size()), 0.0);
+    others[static_cast<std::size_t>(world_.rank())] = waits_.for_others();
+    world_.all_reduce(others, HostGroup::Reduce::sum, "waits of the ranks");
+    if (!leads()) return;
+    const double steps = static_cast<double>(seconds.size());
+    const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+    out_ << fmt::format("exposed communication: {:.3f} ms a step = {:.2f} %",
+                        waits_.all_exposed() / steps * 1e3, 100 * waits_.all_exposed() / all);
+    for (const auto& [group, exposed] : waits_.exposed())
+      out_ << fmt::format(", {} {:.3f}", group, exposed / steps * 1e3);
+    const auto [least, most] = std::ranges::minmax_element(others);
+    out_ << fmt::format(
+        "\nwaits for slower ranks: {:.3f} ms a step = {:.2f} % on rank {}, {:.3f} = {:.2f} % on rank {}\n",
+        *least / steps * 1e3, 100 * *least / all, least - others.begin(), *most / steps * 1e3,
+        100 * *most / all, most - others.begin());
+  }
+
   void print_profile(int number) {
     Stream& stream = instance_->stream();
     OpTimer timer;
@@ -131,6 +157,11 @@ class StepBench {
     const Event to = backend_.record_timed(stream);
     stream.set_timer(nullptr);
     const std::vector<OpTimer::Line> lines = timer.collect(stream);
+    std::map<std::string, std::pair<std::int64_t, double>> waits;  // by group: how many, seconds
+    for (const WaitTimer::Wait& wait : wait_timer_.collect(stream)) {
+      auto& [count, sum] = waits[wait.group];
+      ++count, sum += wait.seconds;
+    }
     if (!leads()) return;
     const double whole = backend_.seconds_between(from, to);
     double rest = whole;
@@ -147,7 +178,11 @@ class StepBench {
       line(l.work, l.count, l.seconds);
       rest -= l.seconds;
     }
-    line({.label = "between operations: waits for ranks, copies, launches"}, 0, rest);
+    for (const auto& [group, wait] : waits) {
+      line({.label = "waits for communication: " + group}, wait.first, wait.second);
+      rest -= wait.second;
+    }
+    line({.label = "between operations: copies, launches"}, 0, rest);
     line({.label = "whole step"}, 1, whole);
     if (!options_.rates.empty()) save(lines, rest);
   }
@@ -185,11 +220,13 @@ class StepBench {
   RunSetup setup_;
   MemoryPlan plan_;
   Backend& backend_;
+  WaitTimer wait_timer_;  ///< of the mesh's communicators
   Mesh mesh_;
   std::size_t free_before_;
   std::unique_ptr<Instance> instance_;
   std::int64_t micro_ = 1;
   Batch batch_;
+  StepWaits waits_;             ///< of the timed steps
   std::vector<double> queued_;  ///< seconds from a step's first call to the return of its last
 };
 
