@@ -13,6 +13,7 @@
 #include "trainer/product_tuning.h"
 #include "trainer/random_text.h"
 #include "trainer/rates.h"
+#include "trainer/step_profile.h"
 #include "trainer/step_waits.h"
 #include "trainer/step_work.h"
 #include "trainer/stopwatch.h"
@@ -106,12 +107,11 @@ class StepBench {
     if (mesh_.gather->copies()) out_ << "weights and gradients move by copy engines\n";
   }
 
-  void print_result(std::vector<double> seconds) {
+  void print_result(const std::vector<double>& seconds) {
     const MemorySizes peaks = instance_->peaks();
     const std::size_t used = free_before_ - std::min(free_before_, backend_.memory().free);
     if (!leads()) return;
-    std::ranges::sort(seconds);
-    const double median = seconds[seconds.size() / 2];
+    const double median = median_of(seconds);
     StepWork work = work_of(batch_, setup_.model.pad_id);
     const double flops = training_flops(setup_.model, work) * static_cast<double>(micro_);
     const double tokens = static_cast<double>(batch_.tokens() * micro_);
@@ -121,9 +121,7 @@ class StepBench {
     if (peak)
       out_ << fmt::format(", {:.1f} TFLOP/s = {:.2f} % of {:.1f}", flops / median * 1e-12,
                           100 * flops / median / *peak, *peak * 1e-12);
-    std::ranges::sort(queued_);
-    out_ << fmt::format("\nthe host took {:.2f} ms (median) to queue a step\n",
-                        queued_[queued_.size() / 2] * 1e3);
+    out_ << fmt::format("\nthe host took {:.2f} ms (median) to queue a step\n", median_of(queued_) * 1e3);
     out_ << fmt::format("memory: planned {}, arenas' peaks {}, taken of the device {}\n",
                         format_bytes(plan_.total()), format_bytes(peaks.total()), format_bytes(used));
   }
@@ -147,7 +145,26 @@ class StepBench {
         100 * *most / all, most - others.begin());
   }
 
+  /// Of the rank that waits least: the others wait for it.
   void print_profile(int number) {
+    const StepProfile profile = profiled_step(number);
+    const std::vector<std::string> tables = world_.gather(profile.table(), 0, "profiles");
+    const std::vector<std::string> summaries = world_.gather(profile.summary(), 0, "profiles");
+    std::vector<double> waited(static_cast<std::size_t>(world_.size()), 0.0);
+    waited[static_cast<std::size_t>(world_.rank())] = profile.waited();
+    world_.all_reduce(waited, HostGroup::Reduce::sum, "profiles");
+    if (!leads()) return;
+    const auto slowest = static_cast<std::size_t>(std::ranges::min_element(waited) - waited.begin());
+    out_ << '\n';
+    if (world_.size() > 1) {
+      for (std::size_t r = 0; r < summaries.size(); ++r)
+        out_ << fmt::format("rank {}: {}{}\n", r, summaries[r], r == slowest ? " (its table follows)" : "");
+    }
+    out_ << tables[slowest];
+    if (!options_.rates.empty()) save(profile);
+  }
+
+  StepProfile profiled_step(int number) {
     Stream& stream = instance_->stream();
     OpTimer timer;
     world_.barrier("a step of the benchmark");
@@ -156,39 +173,12 @@ class StepBench {
     step(number);
     const Event to = backend_.record_timed(stream);
     stream.set_timer(nullptr);
-    const std::vector<OpTimer::Line> lines = timer.collect(stream);
-    std::map<std::string, std::pair<std::int64_t, double>> waits;  // by group: how many, seconds
-    for (const WaitTimer::Wait& wait : wait_timer_.collect(stream)) {
-      auto& [count, sum] = waits[wait.group];
-      ++count, sum += wait.seconds;
-    }
-    if (!leads()) return;
-    const double whole = backend_.seconds_between(from, to);
-    double rest = whole;
-    out_ << fmt::format("\n{:<52}{:>7}{:>11}{:>8}{:>10}{:>9}\n", "operation (one step, events around each)",
-                        "calls", "ms", "share", "TFLOP/s", "GB/s");
-    const auto rate = [](double amount, double s, double unit) {
-      return amount > 0 ? fmt::format("{:.1f}", amount / s * unit) : std::string();
-    };
-    const auto line = [&](const OpWork& work, std::int64_t calls, double s) {
-      out_ << fmt::format("{:<52}{:>7}{:>11.3f}{:>7.2f}%{:>10}{:>9}\n", work.label, calls, s * 1e3,
-                          100 * s / whole, rate(work.flops, s, 1e-12), rate(work.bytes, s, 1e-9));
-    };
-    for (const OpTimer::Line& l : lines) {
-      line(l.work, l.count, l.seconds);
-      rest -= l.seconds;
-    }
-    for (const auto& [group, wait] : waits) {
-      line({.label = "waits for communication: " + group}, wait.first, wait.second);
-      rest -= wait.second;
-    }
-    line({.label = "between operations: copies, launches"}, 0, rest);
-    line({.label = "whole step"}, 1, whole);
-    if (!options_.rates.empty()) save(lines, rest);
+    std::vector<OpTimer::Line> operations = timer.collect(stream);
+    return {std::move(operations), wait_timer_.collect(stream), backend_.seconds_between(from, to)};
   }
 
-  /// Adds what the table says to the file of rates.
-  void save(const std::vector<OpTimer::Line>& lines, double rest) const {
+  /// Adds this rank's profile to the file of rates.
+  void save(const StepProfile& profile) const {
     RateSet out;
     out.device = device_name(backend_.description());
     out.type = name_of(setup_.options.model.type);
@@ -197,7 +187,7 @@ class StepBench {
     out.source = fmt::format("bench step, {} ranks, {} tokens", out.ranks, out.tokens);
     std::map<std::string, std::pair<double, double>> kinds;  // amount, seconds
     double calls = 0;
-    for (const OpTimer::Line& l : lines) {
+    for (const OpTimer::Line& l : profile.operations()) {
       calls += static_cast<double>(l.count);
       const bool over_bus = l.work.kind == "AdamW" && config_.optimizer.offload;
       auto& [amount, seconds] = kinds[over_bus ? kRateOffloaded : l.work.kind];
@@ -208,7 +198,7 @@ class StepBench {
       if (sum.first > 0 && sum.second > 0) out.rates[kind] = sum.first / sum.second;
     }
     // With several ranks the rest of the step holds waits for them too, which a forecast finds by itself.
-    if (out.ranks == 1 && rest > 0) out.rates[kRateBetween] = calls / rest;
+    if (out.ranks == 1 && profile.between() > 0) out.rates[kRateBetween] = calls / profile.between();
     save_rates(options_.rates, out);
   }
 

@@ -31,6 +31,6 @@ constexpr std::int64_t bias_partial_rows(std::int64_t rows) {
   return (rows + kBiasRows - 1) / kBiasRows;
 }
 
-constexpr std::int64_t kNormBlocks = 528;  ///< of SquaredNorm; each leaves one f64
+constexpr std::int64_t kNormBlocks = 528;  ///< of SquaredNorm and RankSum; each leaves one f64
 
 }  // namespace lapidary

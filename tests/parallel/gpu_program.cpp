@@ -188,9 +188,14 @@ void measure(const World& world, Mesh& mesh, Stream& stream) {
       Ticket ticket = mesh.reduce->exchange(stream, whole, parts);
       mesh.reduce->wait(stream, ticket);
     });
-    const Tensor own = whole.flat_range(world.rank * count, count);
-    time("sum of the parts",
-         [&] { run(stream, RankSum{.own = own, .others = parts, .rank = world.rank, .out = shard}); });
+    Arena workspace(stream.backend(), "workspace", std::size_t{1} << 20);
+    stream.set_workspace(&workspace);
+    const Tensor own = whole.flat_range(world.rank * count, count), squares = arena.allocate(DType::f64, {1});
+    RankSum sum{.own = own, .others = parts, .rank = world.rank, .out = shard};
+    time("sum of the parts", [&] { run(stream, sum); });
+    sum.squares = squares;
+    time("sum of the parts and of its squares", [&] { run(stream, sum); });
+    stream.set_workspace(nullptr);
   }
   time("reduce_scatter", [&] {
     Ticket ticket = mesh.reduce->reduce_scatter(stream, whole, shard);

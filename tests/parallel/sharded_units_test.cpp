@@ -113,8 +113,14 @@ class Training {
         mesh_(make_mesh(shard, dry, transport)),
         state_(backend_, "state", kArena),
         transient_(backend_, "transient", kArena),
-        stream_(backend_.make_stream("compute")),
-        units(model.parameters, model.names, mesh_, options, *stream_, state_, transient_) {}
+        workspace_(backend_, "workspace", kArena),
+        stream_(make_stream()),
+        squares_(workspace_.allocate(DType::f64, {static_cast<std::int64_t>(model.names.size())})),
+        units(model.parameters, model.names, mesh_, options, *stream_, state_, transient_),
+        leaves_squares_(units.leave_squares(squares_)) {
+    EXPECT_EQ(leaves_squares_, transport == Transport::copies && mesh_.gather->size() == world.size &&
+                                   world.size > 1);
+  }
 
   void initialize() {
     for (std::size_t p = 0; p < model_.parameters.size(); ++p) {
@@ -171,6 +177,7 @@ class Training {
     });
     EXPECT_EQ(wrong, 0);
     check_padding();
+    check_squares();
     units.weights_changed();
   }
 
@@ -192,6 +199,12 @@ class Training {
 
  private:
   static constexpr std::size_t kArena = std::size_t{1} << 20;
+
+  std::unique_ptr<Stream> make_stream() {
+    auto stream = backend_.make_stream("compute");
+    stream->set_workspace(&workspace_);
+    return stream;
+  }
 
   Mesh make_mesh(int shard, bool dry, Transport transport) {
     if (dry) {
@@ -238,6 +251,16 @@ class Training {
     }
   }
 
+  void check_squares() {
+    if (!leaves_squares_) return;
+    for (std::int64_t unit = 0; unit < squares_.numel(); ++unit) {
+      const Tensor& gradient = units.shards()[static_cast<std::size_t>(unit)].gradient;
+      double sum = 0;
+      for (std::int64_t i = 0; i < gradient.numel(); ++i) sum += get(gradient, i) * get(gradient, i);
+      EXPECT_EQ(get(squares_, unit), sum) << "unit " << unit;
+    }
+  }
+
   void check_weights(int unit) {
     std::int64_t wrong = 0;
     for (std::size_t p = 0; p < model_.parameters.size(); ++p) {
@@ -271,12 +294,16 @@ class Training {
   const Model& model_;
   Backend& backend_;
   Mesh mesh_;
-  Arena state_, transient_;
+  Arena state_, transient_, workspace_;
   std::unique_ptr<Stream> stream_;
+  Tensor squares_;
   std::vector<std::vector<double>> whole_;
 
  public:
   ShardedUnits units;
+
+ private:
+  bool leaves_squares_;
 };
 
 std::vector<int> divisors(int n) {
