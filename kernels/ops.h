@@ -469,8 +469,9 @@ struct RankSum {
   Tensor others;          ///< the same type [m, n]
   std::int64_t rank = 0;  ///< 0 .. m
   bool accumulate = false;
-  Tensor out;        ///< the same type [n]
-  Tensor squares{};  ///< f64 [1], optional: the sum of out^2, in a fixed order; NaN and infinity carry through
+  Tensor out;  ///< the same type [n]
+  Tensor
+      squares{};  ///< f64 [1], optional: the sum of out^2, in a fixed order; NaN and infinity carry through
   Tensor scratch{};
   std::size_t scratch_bytes(Device) const;
   void cpu(Stream&) const;

@@ -99,7 +99,8 @@ std::size_t SquaredNorm::scratch_bytes(Device device) const {
 }
 
 std::size_t RankSum::scratch_bytes(Device device) const {
-  return device == Device::cuda && squares ? static_cast<std::size_t>(kNormBlocks) * sizeof(double) : 0;
+  if (device == Device::cpu || !squares) return 0;
+  return static_cast<std::size_t>(rank_sum_blocks(out.numel())) * sizeof(double);
 }
 
 /// The CPU keeps the capped logits in computing precision; a GPU keeps exponentials in bf16 where the

@@ -138,9 +138,11 @@ class StepBench {
                         waits_.all_exposed() / steps * 1e3, 100 * waits_.all_exposed() / all);
     for (const auto& [group, exposed] : waits_.exposed())
       out_ << fmt::format(", {} {:.3f}", group, exposed / steps * 1e3);
+    out_ << '\n';
+    if (world_.size() == 1) return;
     const auto [least, most] = std::ranges::minmax_element(others);
     out_ << fmt::format(
-        "\nwaits for slower ranks: {:.3f} ms a step = {:.2f} % on rank {}, {:.3f} = {:.2f} % on rank {}\n",
+        "waits for slower ranks: {:.3f} ms a step = {:.2f} % on rank {}, {:.3f} = {:.2f} % on rank {}\n",
         *least / steps * 1e3, 100 * *least / all, least - others.begin(), *most / steps * 1e3,
         100 * *most / all, most - others.begin());
   }

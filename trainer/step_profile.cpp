@@ -18,9 +18,9 @@ StepProfile::StepProfile(std::vector<OpTimer::Line> operations, const std::vecto
 }
 
 std::string StepProfile::table() const {
-  std::string out = fmt::format("{:<52}{:>7}{:>11}{:>8}{:>10}{:>9}\n",
-                                "operation (one step, events around each)", "calls", "ms", "share", "TFLOP/s",
-                                "GB/s");
+  std::string out =
+      fmt::format("{:<52}{:>7}{:>11}{:>8}{:>10}{:>9}\n", "operation (one step, events around each)", "calls",
+                  "ms", "share", "TFLOP/s", "GB/s");
   const auto rate = [](double amount, double s, double unit) {
     return amount > 0 ? fmt::format("{:.1f}", amount / s * unit) : std::string();
   };

@@ -60,7 +60,7 @@ double time_of(const std::function<cublasStatus_t()>& run, int warmup, int count
 // power limit, where runs spend their time. So each candidate runs for a while before and while it is timed,
 // all in turn, and those far behind the best drop out after each round.
 constexpr std::array<double, 3> kLimits = {1.06, 1.03, 1.0};
-constexpr double kVisit = 40;  // milliseconds timed, after half as many that are not
+constexpr double kVisit = 40;                // milliseconds timed, after half as many that are not
 constexpr const char* kLasting = "lasting";  // in a file: measured so, not in bursts as once
 
 struct Contender {

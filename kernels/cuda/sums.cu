@@ -1,5 +1,5 @@
-// Sums over ranks and sums of squares: both walk once over a gradient, by a fixed number of blocks whose
-// partial sums are added in order.
+// Sums over ranks and sums of squares: both walk once over a gradient, and the blocks' partial sums of
+// squares are added in order.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/partials.h"
 #include "kernels/ops.h"
@@ -9,7 +9,8 @@ namespace lapidary {
 
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = static_cast<int>(kRankSumThreads);
+constexpr int kAddThreads = 1024;
 constexpr auto kBlocks = static_cast<unsigned>(kNormBlocks);
 
 template <class T>
@@ -65,9 +66,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <bool kAdd>
-__global__ void __launch_bounds__(kThreads) add_squares(const double* partial, int parts, double* total) {
+__global__ void __launch_bounds__(kAddThreads) add_squares(const double* partial, int parts, double* total) {
   double sum[1] = {0.0};
-  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kThreads) sum[0] += partial[i];
+  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kAddThreads) sum[0] += partial[i];
   block_sum(sum);
   if (threadIdx.x == 0) *total = kAdd ? *total + sum[0] : sum[0];
 }
@@ -82,40 +83,40 @@ struct RankParts {
   double* squares;  // one per block; null: not wanted
 };
 
-/// A thread's packs lie apart by the whole grid; it has kAhead of them in flight.
+/// A block's packs lie end to end: reads and writes that are near each other keep the memory's pages open.
+/// The squares of a pack are added in float32, in which those of bf16 are exact.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads) rank_sum(RankParts<T> p) {
-  constexpr int kAhead = 4;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads * W;
-  double squares[1] = {0.0};
-  for (std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * W; first < p.n;
-       first += stride * kAhead) {
-    float sum[kAhead][W] = {};
-    const auto add = [&](const T* x) {
-      Pack<T, W> pack[kAhead] = {};
+  const std::int64_t first =
+      (static_cast<std::int64_t>(blockIdx.x) * kThreads * kRankSumPacks + threadIdx.x) * W;
+  const auto at = [&](int k) { return first + static_cast<std::int64_t>(k) * kThreads * W; };
+  float sum[kRankSumPacks][W] = {};
+  const auto add = [&](const T* x) {
+    Pack<T, W> pack[kRankSumPacks] = {};
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        if (first + k * stride < p.n) pack[k] = Pack<T, W>::load(x + first + k * stride);
-      }
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-#pragma unroll
-        for (int i = 0; i < W; ++i) sum[k][i] += pack[k].get(i);
-      }
-    };
-#pragma unroll 2
-    for (int r = 0; r <= p.others_count; ++r)
-      add(r == p.rank ? p.own : p.others + static_cast<std::int64_t>(r < p.rank ? r : r - 1) * p.n);
-    if (p.accumulate) add(p.out);
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (first + k * stride >= p.n) continue;
-      const auto pack = Pack<T, W>::from(sum[k]);
-      pack.store(p.out + first + k * stride);
-      if (p.squares == nullptr) continue;
-#pragma unroll
-      for (int i = 0; i < W; ++i) squares[0] += square(pack.get(i));
+    for (int k = 0; k < kRankSumPacks; ++k) {
+      if (at(k) < p.n) pack[k] = Pack<T, W>::load(x + at(k));
     }
+#pragma unroll
+    for (int k = 0; k < kRankSumPacks; ++k) {
+#pragma unroll
+      for (int i = 0; i < W; ++i) sum[k][i] += pack[k].get(i);
+    }
+  };
+#pragma unroll 2
+  for (int r = 0; r <= p.others_count; ++r)
+    add(r == p.rank ? p.own : p.others + static_cast<std::int64_t>(r < p.rank ? r : r - 1) * p.n);
+  if (p.accumulate) add(p.out);
+  double squares[1] = {0.0};
+#pragma unroll
+  for (int k = 0; k < kRankSumPacks; ++k) {
+    if (at(k) >= p.n) continue;
+    const auto pack = Pack<T, W>::from(sum[k]);
+    pack.store(p.out + at(k));
+    float of_pack = 0.0f;
+#pragma unroll
+    for (int i = 0; i < W; ++i) of_pack = fmaf(pack.get(i), pack.get(i), of_pack);
+    squares[0] += static_cast<double>(of_pack);
   }
   if (p.squares == nullptr) return;
   block_sum(squares);
@@ -141,7 +142,7 @@ void SquaredNorm::cuda(Stream& stream) const {
     });
   }
   launched("SquaredNorm");
-  add_squares<true><<<1, kThreads, 0, native>>>(partial, static_cast<int>(kBlocks), ptr<double>(sum));
+  add_squares<true><<<1, kAddThreads, 0, native>>>(partial, static_cast<int>(kBlocks), ptr<double>(sum));
   launched("SquaredNorm");
 }
 
@@ -149,6 +150,7 @@ void RankSum::cuda(Stream& stream) const {
   check(*this);
   const cudaStream_t native = cuda_stream(stream);
   auto* partial = squares ? reinterpret_cast<double*>(scratch.data()) : nullptr;
+  unsigned blocks = 0;
   with_row_type("RankSum", out.dtype(), aligned(16, {&own, &others, &out}), [&](auto type, auto vector) {
     using T = typename decltype(type)::type;
     constexpr int W = RowShape<T, vector>::W;
@@ -160,11 +162,12 @@ void RankSum::cuda(Stream& stream) const {
                          .others_count = static_cast<int>(others.rows()),
                          .accumulate = accumulate,
                          .squares = partial};
-    rank_sum<T, W><<<kBlocks, kThreads, 0, native>>>(p);
+    blocks = blocks_for(p.n, kThreads * kRankSumPacks * W);
+    rank_sum<T, W><<<blocks, kThreads, 0, native>>>(p);
   });
   launched("RankSum");
   if (!squares) return;
-  add_squares<false><<<1, kThreads, 0, native>>>(partial, static_cast<int>(kBlocks), ptr<double>(squares));
+  add_squares<false><<<1, kAddThreads, 0, native>>>(partial, static_cast<int>(blocks), ptr<double>(squares));
   launched("RankSum");
 }
 

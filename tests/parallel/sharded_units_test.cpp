@@ -118,8 +118,8 @@ class Training {
         squares_(workspace_.allocate(DType::f64, {static_cast<std::int64_t>(model.names.size())})),
         units(model.parameters, model.names, mesh_, options, *stream_, state_, transient_),
         leaves_squares_(units.leave_squares(squares_)) {
-    EXPECT_EQ(leaves_squares_, transport == Transport::copies && mesh_.gather->size() == world.size &&
-                                   world.size > 1);
+    EXPECT_EQ(leaves_squares_,
+              transport == Transport::copies && mesh_.gather->size() == world.size && world.size > 1);
   }
 
   void initialize() {
