@@ -69,6 +69,7 @@ TEST_F(InstanceTest, UsesExactlyTheMemoryThatThePlanSays) {
       for (const int zero : {2, 3}) {
         use(type);
         options_.model.activations = policy;
+        options_.model.richer_layers = zero == 2 ? 1 : 0;
         options_.sharding.zero = zero;
         const MemorySizes plan = plan_memory(config_, table_, options_, mesh_.shape, Device::cpu);
         const auto instance = make();
@@ -90,16 +91,19 @@ TEST_F(InstanceTest, EveryPolicyGivesTheSameBits) {
   std::vector<std::vector<std::byte>> first;
   for (const auto policy : {ActivationPolicy::keep, ActivationPolicy::recompute_cheap,
                             ActivationPolicy::recompute_gate_up, ActivationPolicy::recompute_block}) {
-    options_.model.activations = policy;
-    const auto instance = make();
-    pass(*instance, batch(40));
-    std::vector<std::vector<std::byte>> gradients;
-    for (const ParameterShard* shard : instance->shards()) {
-      const auto* bytes = static_cast<const std::byte*>(shard->gradient.data());
-      gradients.emplace_back(bytes, bytes + shard->gradient.bytes());
+    for (const int richer_layers : {0, 2}) {
+      options_.model.activations = policy;
+      options_.model.richer_layers = richer_layers;
+      const auto instance = make();
+      pass(*instance, batch(40));
+      std::vector<std::vector<std::byte>> gradients;
+      for (const ParameterShard* shard : instance->shards()) {
+        const auto* bytes = static_cast<const std::byte*>(shard->gradient.data());
+        gradients.emplace_back(bytes, bytes + shard->gradient.bytes());
+      }
+      if (first.empty()) first = gradients;
+      EXPECT_EQ(gradients, first) << static_cast<int>(policy) << ", " << richer_layers;
     }
-    if (first.empty()) first = gradients;
-    EXPECT_EQ(gradients, first) << static_cast<int>(policy);
   }
 }
 
