@@ -83,35 +83,24 @@ struct RankParts {
   double* squares;  // one per block; null: not wanted
 };
 
-/// A block's packs lie end to end: a grid apart they move 3.9 TB/s instead of 4.1.
+/// One pack per thread: several each, in the same loop over ranks, moved 3.1 TB/s in a step.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads) rank_sum(RankParts<T> p) {
-  const std::int64_t first =
-      (static_cast<std::int64_t>(blockIdx.x) * kThreads * kRankSumPacks + threadIdx.x) * W;
-  const auto at = [&](int k) { return first + static_cast<std::int64_t>(k) * kThreads * W; };
-  float sum[kRankSumPacks][W] = {};
-  const auto add = [&](const T* x) {
-    Pack<T, W> pack[kRankSumPacks] = {};
-#pragma unroll
-    for (int k = 0; k < kRankSumPacks; ++k) {
-      if (at(k) < p.n) pack[k] = Pack<T, W>::load(x + at(k));
-    }
-#pragma unroll
-    for (int k = 0; k < kRankSumPacks; ++k) {
-#pragma unroll
-      for (int i = 0; i < W; ++i) sum[k][i] += pack[k].get(i);
-    }
-  };
-#pragma unroll 2
-  for (int r = 0; r <= p.others_count; ++r)
-    add(r == p.rank ? p.own : p.others + static_cast<std::int64_t>(r < p.rank ? r : r - 1) * p.n);
-  if (p.accumulate) add(p.out);
+  const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * W;
   double squares[1] = {0.0};
+  if (at < p.n) {
+    float sum[W] = {};
+    const auto add = [&](const T* x) {
+      const auto pack = Pack<T, W>::load(x + at);
 #pragma unroll
-  for (int k = 0; k < kRankSumPacks; ++k) {
-    if (at(k) >= p.n) continue;
-    const auto pack = Pack<T, W>::from(sum[k]);
-    pack.store(p.out + at(k));
+      for (int i = 0; i < W; ++i) sum[i] += pack.get(i);
+    };
+#pragma unroll 4
+    for (int r = 0; r <= p.others_count; ++r)
+      add(r == p.rank ? p.own : p.others + static_cast<std::int64_t>(r < p.rank ? r : r - 1) * p.n);
+    if (p.accumulate) add(p.out);
+    const auto pack = Pack<T, W>::from(sum);
+    pack.store(p.out + at);
 #pragma unroll
     for (int i = 0; i < W; ++i) squares[0] += square(pack.get(i));
   }
@@ -159,7 +148,7 @@ void RankSum::cuda(Stream& stream) const {
                          .others_count = static_cast<int>(others.rows()),
                          .accumulate = accumulate,
                          .squares = partial};
-    blocks = blocks_for(p.n, kThreads * kRankSumPacks * W);
+    blocks = blocks_for(ceil_div(p.n, W), kThreads);
     rank_sum<T, W><<<blocks, kThreads, 0, native>>>(p);
   });
   launched("RankSum");
