@@ -4,6 +4,7 @@ namespace lapidary {
 
 void StepWaits::add(const std::vector<WaitTimer::Wait>& waits, HostGroup& world) {
   std::vector<double> shortest;
+  shortest.reserve(waits.size());
   for (const WaitTimer::Wait& wait : waits) shortest.push_back(wait.seconds);
   world.all_reduce(shortest, HostGroup::Reduce::min, "waits of a step");
   for (std::size_t i = 0; i < waits.size(); ++i) {
