@@ -142,7 +142,7 @@ double traffic_of(const Add& op) {
 }
 
 double traffic_of(const RankSum& op) {
-  return moved(op.own, op.others) + (op.accumulate ? updated(op.out) : moved(op.out));
+  return moved(op.own, op.others, op.squares) + (op.accumulate ? updated(op.out) : moved(op.out));
 }
 
 double traffic_of(const FillNormal& op) {

@@ -463,13 +463,17 @@ struct Add {
 
 /// The sum of what several ranks bring, in their order: out = x_0 + .. + x_m, where x_rank is `own` and the
 /// others are the rows of `others`; then plus what out held, where accumulate. In float32 (f64 for f64),
-/// rounded once.
+/// rounded once. With it the sum of the squares of what out then holds, which needs no pass of its own.
 struct RankSum {
   Tensor own;             ///< any float type [n]
   Tensor others;          ///< the same type [m, n]
   std::int64_t rank = 0;  ///< 0 .. m
   bool accumulate = false;
   Tensor out;  ///< the same type [n]
+  Tensor
+      squares{};  ///< f64 [1], optional: the sum of out^2, in a fixed order; NaN and infinity carry through
+  Tensor scratch{};
+  std::size_t scratch_bytes(Device) const;
   void cpu(Stream&) const;
   void cuda(Stream&) const;
 };

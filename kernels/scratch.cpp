@@ -98,6 +98,11 @@ std::size_t SquaredNorm::scratch_bytes(Device device) const {
   return device == Device::cuda ? static_cast<std::size_t>(kNormBlocks) * sizeof(double) : 0;
 }
 
+std::size_t RankSum::scratch_bytes(Device device) const {
+  if (device == Device::cpu || !squares) return 0;
+  return static_cast<std::size_t>(rank_sum_blocks(out.numel())) * sizeof(double);
+}
+
 /// The CPU keeps the capped logits in computing precision; a GPU keeps exponentials in bf16 where the
 /// activations are bf16 (architecture, decision 7).
 DType loss_score_dtype(Device device, DType activations) {

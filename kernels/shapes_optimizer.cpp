@@ -87,7 +87,8 @@ void check(const RankSum& op) {
   c.tensor({"own", op.own}, op.own.dtype(), {op.others.cols()});
   c.tensor({"out", op.out}, op.own.dtype(), {op.others.cols()});
   c.that(op.rank >= 0 && op.rank <= op.others.rows(), "rank is not among the parts");
-  c.aliases({{"own", op.own}, {"others", op.others}}, {{"out", op.out}});
+  if (op.squares) c.tensor({"squares", op.squares}, DType::f64, {1});
+  c.aliases({{"own", op.own}, {"others", op.others}}, {{"out", op.out}, {"squares", op.squares}});
 }
 
 void check(const FillNormal& op) {

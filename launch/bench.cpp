@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/check.h"
+#include "trainer/stopwatch.h"
 
 namespace lapidary {
 
@@ -20,14 +20,6 @@ double time_once(Stream& stream, const BenchCase& what, int repeats) {
 }
 
 }  // namespace
-
-double median_of(std::vector<double> values) {
-  require(!values.empty(), "the median of no values");
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  if (values.size() % 2 == 1) return *middle;
-  return (*middle + *std::max_element(values.begin(), middle)) / 2;
-}
 
 std::vector<BenchTime> time_in_turn(Stream& stream, const std::vector<BenchCase>& cases,
                                     const BenchOptions& options) {

@@ -33,6 +33,4 @@ struct BenchTime {
 std::vector<BenchTime> time_in_turn(Stream& stream, const std::vector<BenchCase>& cases,
                                     const BenchOptions& options = {});
 
-double median_of(std::vector<double> values);
-
 }  // namespace lapidary

@@ -1,5 +1,5 @@
 // lapidary bench comm: the all-gather and reduce-scatter of the configuration's units on the ranks that run
-// it, beside one large message.
+// it, and the copies that take their place inside a node, beside one large message.
 #include <algorithm>
 #include <iostream>
 #include <map>
@@ -93,9 +93,13 @@ class CommBench {
   void allocate() {
     std::size_t most = 0;
     for (const Units& u : units_) most = std::max({most, whole(u, weights()), whole(u, gradients())});
-    memory_ = std::make_unique<Arena>(backend_, "messages", 2 * most + 2 * Arena::kAlignment);
+    const bool copies = mesh_.gather->copies();
+    memory_ = std::make_unique<Arena>(backend_, "messages", (copies ? 3 : 2) * (most + Arena::kAlignment));
     whole_ = memory_->allocate_bytes(most);
     part_ = memory_->allocate_bytes(most);
+    if (!copies) return;
+    shared_ = memory_->allocate_bytes(most);
+    for (auto* group : {mesh_.gather.get(), mesh_.reduce.get()}) group->share(shared_);
   }
 
   /// A collective of the step; `bytes` are what a rank sends of it, and receives.
@@ -103,6 +107,7 @@ class CommBench {
     const Units* units = nullptr;
     const char* name = "";
     double bytes = 0;
+    const char* rate = name;  ///< what it stands for in a file of rates; empty: a run uses something else
   };
 
   void add(std::vector<BenchCase>& cases, const Units& u) {
@@ -111,21 +116,37 @@ class CommBench {
     };
     const std::int64_t ranks = mesh_.shape.shard;
     const double others = static_cast<double>(ranks - 1) / static_cast<double>(ranks);
-    if (ranks > 1) {
-      const Tensor all = tensor(whole_, weights(), u.shard * ranks);
-      const Tensor mine = all.flat_range(u.shard * mesh_.gather->rank(), u.shard);
-      collectives_.push_back({&u, "all-gather", others * static_cast<double>(all.bytes())});
+    const bool copies = mesh_.gather->copies();
+    const auto gather = [&](const char* name, const char* rate, const Tensor& memory, const Tensor& from) {
+      const Tensor all = tensor(memory, weights(), u.shard * ranks), mine = tensor(from, weights(), u.shard);
+      collectives_.push_back({&u, name, others * static_cast<double>(all.bytes()), rate});
       cases.push_back({"", [this, all, mine] {
                          Ticket ticket = mesh_.gather->all_gather(*stream_, mine, all);
                          mesh_.gather->wait(*stream_, ticket);
                        }});
+    };
+    if (ranks > 1) {
+      const std::int64_t place = u.shard * mesh_.gather->rank();
+      const Tensor mine = tensor(whole_, weights(), u.shard * ranks).flat_range(place, u.shard);
+      gather("all-gather", copies ? "" : "all-gather", whole_, mine);
       const Tensor sum = tensor(whole_, gradients(), u.shard * ranks);
       const Tensor to = tensor(part_, gradients(), u.shard);
-      collectives_.push_back({&u, "reduce-scatter", others * static_cast<double>(sum.bytes())});
+      const double sent = others * static_cast<double>(sum.bytes());
+      collectives_.push_back({&u, "reduce-scatter", sent, copies ? "" : "reduce-scatter"});
       cases.push_back({"", [this, sum, to] {
                          Ticket ticket = mesh_.reduce->reduce_scatter(*stream_, sum, to);
                          mesh_.reduce->wait(*stream_, ticket);
                        }});
+      if (copies) {
+        gather("all-gather by copies", "all-gather", whole_, shared_);
+        const Tensor from = tensor(shared_, gradients(), u.shard * ranks);
+        const Tensor parts(part_.data(), gradients(), {ranks - 1, u.shard});
+        collectives_.push_back({&u, "exchange by copies", sent, "reduce-scatter"});
+        cases.push_back({"", [this, from, parts] {
+                           Ticket ticket = mesh_.reduce->exchange(*stream_, from, parts);
+                           mesh_.reduce->wait(*stream_, ticket);
+                         }});
+      }
     }
     const int replicas = mesh_.shape.replicate();
     if (replicas == 1) return;
@@ -178,7 +199,8 @@ class CommBench {
     std::map<std::string, std::pair<double, double>> sums;  // bytes, seconds
     for (std::size_t i = 0; i < ms.size(); ++i) {
       const auto count = static_cast<double>(collectives_[i].units->count);
-      auto& [bytes, seconds] = sums[collectives_[i].name];
+      if (*collectives_[i].rate == 0) continue;
+      auto& [bytes, seconds] = sums[collectives_[i].rate];
       bytes += count * collectives_[i].bytes;
       seconds += count * ms[i] * 1e-3;
     }
@@ -195,7 +217,7 @@ class CommBench {
   std::unique_ptr<Stream> stream_;
   std::vector<Units> units_;
   std::unique_ptr<Arena> memory_;
-  Tensor whole_, part_;
+  Tensor whole_, part_, shared_;  ///< shared_: that the other ranks read by copies
   std::vector<Collective> collectives_;
 };
 

@@ -15,6 +15,7 @@
 #include "trainer/product_tuning.h"
 #include "trainer/random_text.h"
 #include "trainer/step_work.h"
+#include "trainer/stopwatch.h"
 
 namespace lapidary {
 

@@ -17,6 +17,13 @@ enum class ActivationPolicy : std::uint8_t {
   recompute_block,    ///< only a layer's input is kept
 };
 
+/// The policy that keeps the next more; of keep itself.
+constexpr ActivationPolicy richer(ActivationPolicy policy) {
+  return policy == ActivationPolicy::keep
+             ? policy
+             : static_cast<ActivationPolicy>(static_cast<std::uint8_t>(policy) - 1);
+}
+
 /// A decoder layer's activations for N tokens; D width, F MLP width, T the activation type, R its
 /// accumulation type. A default Tensor is one that is not there (yet).
 struct LayerActivations {

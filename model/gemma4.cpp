@@ -126,7 +126,7 @@ void Gemma4::train(Stream& stream, const Batch& batch, double grad_scale, bool l
   const Tensor x_last = allocate_rows(*arena_, pass.shape, options_.type, config_->width);
   const auto allocate_layer = [&](std::size_t i) {
     marks[i] = arena_->mark();
-    kept[i] = allocate_kept(*arena_, pass.shape, *config_, config_->layers[i], options_.activations);
+    kept[i] = allocate_kept(*arena_, pass.shape, *config_, config_->layers[i], options_.policy_of(i));
   };
   allocate_layer(0);
   embed(pass, kept[0].x);
@@ -149,7 +149,7 @@ void Gemma4::train(Stream& stream, const Batch& batch, double grad_scale, bool l
   for (std::size_t i = layers_.size(); i-- > 0;) {
     units_->get(layers_[i].unit());
     units_->begin_gradients(layers_[i].unit(), true);
-    layers_[i].backward(stream, inputs(pass, layers_[i]), pass.shape, options_.activations, *arena_, kept[i],
+    layers_[i].backward(stream, inputs(pass, layers_[i]), pass.shape, options_.policy_of(i), *arena_, kept[i],
                         dx);
     units_->reduce(layers_[i].unit());
     units_->release(layers_[i].unit());

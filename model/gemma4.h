@@ -17,9 +17,14 @@ namespace lapidary {
 struct ModelOptions {
   DType type = DType::f32;  ///< of activations and working weights
   ActivationPolicy activations = ActivationPolicy::keep;
+  std::int64_t richer_layers = 0;  ///< so many, from the first, keep what richer(activations) keeps
   LossOptions loss;
   std::int64_t capacity = 0;  ///< most tokens of a micro-batch on any rank
   FeatureTypes features;
+
+  ActivationPolicy policy_of(std::size_t layer) const {
+    return static_cast<std::int64_t>(layer) < richer_layers ? richer(activations) : activations;
+  }
 };
 
 /// Called with a name ("inputs_embeds", "hidden.3") and its tensor [N, D] while it is valid on the compute

@@ -26,6 +26,12 @@ ReducedGradients::ReducedGradients(const UnitTable& table, Communicator& group, 
   }
 }
 
+bool ReducedGradients::leave_squares(const Tensor& squares) {
+  if (alone() || !group_->copies() || replicas_->size() > 1) return false;
+  squares_ = squares;
+  return true;
+}
+
 void ReducedGradients::zero() {
   require(open_ < 0, "{}: zero_gradients() between begin_gradients() and reduce()",
           table_->name(std::max(open_, 0)));
@@ -116,7 +122,8 @@ void ReducedGradients::settle(Buffer& buffer) {
                            .others = parts(buffer),
                            .rank = group_->rank(),
                            .accumulate = buffer.accumulates,
-                           .out = sum});
+                           .out = sum,
+                           .squares = squares_ ? squares_.flat_range(buffer.unit, 1) : Tensor()});
   } else if (buffer.accumulates) {
     run(*compute_, Add{.in = buffer.staging.flat_range(0, sum.numel()), .out = sum});
   }

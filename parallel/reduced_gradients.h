@@ -20,6 +20,9 @@ class ReducedGradients {
                    Stream& compute, Arena& state, Arena& transient);
 
   const Tensor& shard(int unit) const { return shards_[static_cast<std::size_t>(unit)]; }
+  /// Where sums over ranks pass over the shards anyway: from now on finish(true) leaves the squared norm of
+  /// unit u's shard in squares [u] (f64). False: it does not.
+  bool leave_squares(const Tensor& squares);
   /// The shards count as zero from here on; what they hold is replaced by the next micro-batch.
   void zero();
   /// A micro-batch's backward pass begins: units U-1 .. 0 follow.
@@ -50,6 +53,7 @@ class ReducedGradients {
   Communicator* replicas_;
   Stream* compute_;
   std::vector<Tensor> shards_;
+  Tensor squares_;               // f64 [units] of shards that are complete, or nothing
   std::vector<bool> holds_sum_;  // by unit: its shard has a micro-batch's gradient in it
   std::vector<Buffer> buffers_;
   int next_ = -1;  // the unit that begin() expects; -1: all are done

@@ -108,6 +108,10 @@ void ShardedUnits::finish(bool last) {
   impl_->gradients.finish(last);
 }
 
+bool ShardedUnits::leave_squares(const Tensor& squares) {
+  return impl_->gradients.leave_squares(squares);
+}
+
 std::vector<ParameterShard>& ShardedUnits::shards() {
   return impl_->shards;
 }

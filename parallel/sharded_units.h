@@ -79,6 +79,9 @@ class ShardedUnits {
   void finish(bool last);
 
   std::vector<ParameterShard>& shards();  ///< one per unit
+  /// squares f64 [units]. True: every finish(last = true) leaves the squared norms of this rank's gradients
+  /// there, which then need no pass of their own. False: it cannot.
+  bool leave_squares(const Tensor& squares);
 
  private:
   struct Impl;

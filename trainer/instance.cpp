@@ -33,6 +33,7 @@ Instance::Instance(const ModelConfig& config, const ParameterTable& table, const
   if (options.optimizer) {
     optimizer_ = std::make_unique<Optimizer>(table, shards_, &vocabulary_->shard(), *options.optimizer, mesh,
                                              *stream_, state_, options.optimizer->offload ? host_ : state_);
+    if (units_->leave_squares(optimizer_->unit_squares())) optimizer_->units_bring_squares();
   }
   shards_.push_back(&vocabulary_->shard());
   totals_ = state_.allocate(DType::f64, {kLossTotals});

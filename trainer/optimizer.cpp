@@ -38,7 +38,7 @@ Optimizer::Optimizer(const ParameterTable& table, std::vector<ParameterShard*> u
     states_.push_back(s);
     find_segments(table, i);
   }
-  sums_ = scalars.allocate(DType::f64, {2});
+  sums_ = scalars.allocate(DType::f64, {static_cast<std::int64_t>(shards_.size())});
   norm_ = scalars.allocate(DType::f64, {1});
   factor_ = scalars.allocate(exact, {1});
 }
@@ -67,16 +67,17 @@ void Optimizer::weights_loaded(Stream& stream) {
 }
 
 void Optimizer::compute_norm(Stream& stream) {
-  run(stream, Fill{.x = sums_});
-  for (std::size_t i = 0; i < shards_.size(); ++i) {
-    const bool is_table = i + 1 == shards_.size();
-    run(stream, SquaredNorm{.x = flat(shards_[i]->gradient), .sum = sums_.flat_range(is_table ? 1 : 0, 1)});
+  const std::int64_t units = sums_.numel() - 1, first = units_bring_squares_ ? units : 0;
+  run(stream, Fill{.x = sums_.flat_range(first, units + 1 - first)});
+  for (std::int64_t i = first; i <= units; ++i) {
+    const ParameterShard& shard = *shards_[static_cast<std::size_t>(i)];
+    run(stream, SquaredNorm{.x = flat(shard.gradient), .sum = sums_.flat_range(i, 1)});
   }
   // Each group holds every element once: the sums are over the group, not over the world.
-  Ticket units = mesh_->reduce->all_reduce(stream, sums_.flat_range(0, 1), Reduction::sum);
-  mesh_->reduce->wait(stream, units);
-  Ticket rows = mesh_->vocabulary->all_reduce(stream, sums_.flat_range(1, 1), Reduction::sum);
-  mesh_->vocabulary->wait(stream, rows);
+  Ticket of_units = mesh_->reduce->all_reduce(stream, unit_squares(), Reduction::sum);
+  Ticket of_rows = mesh_->vocabulary->all_reduce(stream, sums_.flat_range(units, 1), Reduction::sum);
+  mesh_->reduce->wait(stream, of_units);
+  mesh_->vocabulary->wait(stream, of_rows);
   run(stream, ClipFactor{.sums = sums_, .max_norm = options_.clip_norm, .norm = norm_, .factor = factor_});
 }
 

@@ -43,6 +43,10 @@ class Optimizer {
             ParameterShard* table_shard, const OptimizerOptions& options, Mesh& mesh, Stream& stream,
             Arena& scalars, Arena& state);
 
+  /// f64 [units]: where the units' gradients bring their squared norms with them (ShardedUnits), which are
+  /// then not computed again.
+  Tensor unit_squares() const { return sums_.flat_range(0, sums_.numel() - 1); }
+  void units_bring_squares() { units_bring_squares_ = true; }
   /// The weights were initialised or loaded: masters follow them.
   void weights_loaded(Stream& stream);
   /// Global gradient norm (before clipping), clip, update. `step` counts from 1. Nothing changes where the
@@ -69,9 +73,10 @@ class Optimizer {
   std::vector<ParameterShard*> shards_;
   std::vector<State> states_;
   std::vector<Segment> segments_;
-  Tensor sums_;    ///< f64 [2]: squared norm of the units' gradients, and of the table's
+  Tensor sums_;    ///< f64 [shards]: squared norms of the units' gradients, then of the table's
   Tensor norm_;    ///< f64 [1]
   Tensor factor_;  ///< f32 or f64 [1]
+  bool units_bring_squares_ = false;
 };
 
 }  // namespace lapidary

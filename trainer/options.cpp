@@ -243,7 +243,13 @@ void add_memory(std::vector<Option>& table) {
                     "the GeGLU "
                     "product, the gate and up projections too, the whole block",
             .words = {"keep", "recompute_cheap", "recompute_gate_up", "recompute_block"},
-            .others = {"activation_checkpointing", "gradient_checkpointing", "recompute"}});
+            .others = {"activation_checkpointing", "gradient_checkpointing", "recompute"}})
+      .row("richer_layers", integer, &C::Memory::richer_layers,
+           {.help =
+                "so many layers, from the first, keep what the policy before memory.activations in its list "
+                "keeps; `lapidary plan --memory` says how many fit",
+            .range = {0, 4096},
+            .unit = "layers"});
 }
 
 void add_keeping(std::vector<Option>& table) {

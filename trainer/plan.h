@@ -37,11 +37,13 @@ struct PlanOptions {
 void print_plan(const RunConfig& config, const PlanOptions& options, Device device, std::ostream& out);
 
 /// Most packed rows of a micro-batch, or most tokens of its rows (a multiple of kRowStep), that `memory`
-/// bytes hold on each rank; 0 where not even the least fits.
+/// bytes hold on each rank; 0 where not even the least fits. And with the micro-batch as it is, the most
+/// layers that may keep more (memory.richer_layers).
 struct Room {
   static constexpr std::int64_t kRowStep = 128;
   std::int64_t rows = 0;        ///< of the configured length
   std::int64_t row_length = 0;  ///< with the configured number of rows
+  std::int64_t richer_layers = 0;
 };
 Room find_room(const RunConfig& config, int ranks, int ranks_per_node, Device device, std::size_t memory);
 

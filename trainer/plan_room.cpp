@@ -1,4 +1,5 @@
-// How many tokens still fit: the memory plan asked again with other sizes.
+// How many tokens, and how many layers that keep more, still fit: the memory plan asked again with other
+// sizes.
 #include <algorithm>
 #include <functional>
 
@@ -54,6 +55,17 @@ Room find_room(const RunConfig& config, int ranks, int ranks_per_node, Device de
       Room::kRowStep *
       largest_that_fits([&](std::int64_t n) { return need(config.train.rows_per_rank, n * Room::kRowStep); },
                         memory);
+  setup.options.model.capacity = config.train.rows_per_rank * config.data.sequence_length;
+  const auto layers = static_cast<std::int64_t>(setup.model.layers.size());
+  const auto fits = [&](std::int64_t n) {
+    setup.options.model.richer_layers = n;
+    return plan_memory(setup.model, setup.table, setup.options, setup.mesh, device).total() <= memory;
+  };
+  std::int64_t none = layers + 1;  // the least that does not fit
+  while (none - out.richer_layers > 1) {
+    const std::int64_t middle = (none + out.richer_layers) / 2;
+    (fits(middle) ? out.richer_layers : none) = middle;
+  }
   return out;
 }
 

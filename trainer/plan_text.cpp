@@ -112,6 +112,9 @@ class PlanTable {
              ? "longest row that fits"
              : fmt::format("longest of {} rows", config_.train.rows_per_rank).c_str(),
          [](const Column& c) { return std::to_string(c.room.row_length); });
+    if (config_.memory.activations != ActivationPolicy::keep)
+      line("memory.richer_layers that fit",
+           [](const Column& c) { return std::to_string(c.room.richer_layers); });
   }
 
   void print_forecast() {

@@ -31,7 +31,7 @@ std::string product_signature(const RunSetup& setup, const Batch& batch) {
   }
   const ModelOptions& model = setup.options.model;
   const ShardingOptions& sharding = setup.options.sharding;
-  add(static_cast<int>(model.type), static_cast<int>(model.activations), model.capacity,
+  add(static_cast<int>(model.type), static_cast<int>(model.activations), model.richer_layers, model.capacity,
       model.loss.scratch_bytes, model.loss.label_smoothing, model.loss.z_loss);
   add(sharding.zero, static_cast<int>(sharding.weights), static_cast<int>(sharding.gradients));
   add(setup.mesh.world, setup.mesh.shard, setup.mesh.vocabulary);

@@ -111,6 +111,7 @@ struct RunConfig {
 
   struct Memory {
     ActivationPolicy activations = ActivationPolicy::recompute_cheap;
+    std::int64_t richer_layers = 0;  ///< that keep what the policy before keeps
     bool operator==(const Memory&) const = default;
   } memory;
 

@@ -69,6 +69,10 @@ RunSetup make_run_setup(const RunConfig& config, int world, int rank, int ranks_
   ModelOptions& model = out.options.model;
   model.type = to_dtype(config.run.precision);
   model.activations = config.memory.activations;
+  model.richer_layers = config.memory.richer_layers;
+  require(model.richer_layers <= static_cast<std::int64_t>(out.model.layers.size()),
+          "memory.richer_layers is {}, the model has {} layers", model.richer_layers,
+          out.model.layers.size());
   model.loss.label_smoothing = config.loss.label_smoothing;
   model.loss.z_loss = config.loss.z_loss;
   model.loss.scratch_bytes = static_cast<std::size_t>(config.loss.scratch);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <ostream>
 
 #include "kernels/check.h"
@@ -12,6 +13,8 @@
 #include "trainer/product_tuning.h"
 #include "trainer/random_text.h"
 #include "trainer/rates.h"
+#include "trainer/step_profile.h"
+#include "trainer/step_waits.h"
 #include "trainer/step_work.h"
 #include "trainer/stopwatch.h"
 
@@ -35,6 +38,7 @@ class StepBench {
         free_before_(backend_.memory().free) {
     check_fits(plan_, free_before_, device_);
     check_fits_host(plan_, cpu_backend().memory().free / static_cast<std::size_t>(place.ranks_per_node));
+    time_waits(mesh_, wait_timer_);
     instance_ =
         std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, backend_, plan_.sizes);
     micro_ = micro_batches(config, world.size());
@@ -55,10 +59,14 @@ class StepBench {
       out_ << fmt::format("the products' algorithms were measured in {:.1f} s\n", seconds_since(start));
     std::vector<double> seconds;
     for (int i = 1; i <= options_.warmup + options_.steps; ++i) {
+      (void)wait_timer_.collect(stream);
       const double time = timed_step(i);
-      if (i > options_.warmup) seconds.push_back(time);
+      if (i <= options_.warmup) continue;
+      seconds.push_back(time);
+      waits_.add(wait_timer_.collect(stream), world_);
     }
     print_result(seconds);
+    print_waits(seconds);
     if (options_.profile) print_profile(options_.warmup + options_.steps + 1);
   }
 
@@ -99,12 +107,11 @@ class StepBench {
     if (mesh_.gather->copies()) out_ << "weights and gradients move by copy engines\n";
   }
 
-  void print_result(std::vector<double> seconds) {
+  void print_result(const std::vector<double>& seconds) {
     const MemorySizes peaks = instance_->peaks();
     const std::size_t used = free_before_ - std::min(free_before_, backend_.memory().free);
     if (!leads()) return;
-    std::ranges::sort(seconds);
-    const double median = seconds[seconds.size() / 2];
+    const double median = median_of(seconds);
     StepWork work = work_of(batch_, setup_.model.pad_id);
     const double flops = training_flops(setup_.model, work) * static_cast<double>(micro_);
     const double tokens = static_cast<double>(batch_.tokens() * micro_);
@@ -114,14 +121,52 @@ class StepBench {
     if (peak)
       out_ << fmt::format(", {:.1f} TFLOP/s = {:.2f} % of {:.1f}", flops / median * 1e-12,
                           100 * flops / median / *peak, *peak * 1e-12);
-    std::ranges::sort(queued_);
-    out_ << fmt::format("\nthe host took {:.2f} ms (median) to queue a step\n",
-                        queued_[queued_.size() / 2] * 1e3);
+    out_ << fmt::format("\nthe host took {:.2f} ms (median) to queue a step\n", median_of(queued_) * 1e3);
     out_ << fmt::format("memory: planned {}, arenas' peaks {}, taken of the device {}\n",
                         format_bytes(plan_.total()), format_bytes(peaks.total()), format_bytes(used));
   }
 
+  /// Means over the timed steps.
+  void print_waits(const std::vector<double>& seconds) {
+    std::vector<double> others(static_cast<std::size_t>(world_.size()), 0.0);
+    others[static_cast<std::size_t>(world_.rank())] = waits_.for_others();
+    world_.all_reduce(others, HostGroup::Reduce::sum, "waits of the ranks");
+    if (!leads()) return;
+    const double steps = static_cast<double>(seconds.size());
+    const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+    out_ << fmt::format("exposed communication: {:.3f} ms a step = {:.2f} %",
+                        waits_.all_exposed() / steps * 1e3, 100 * waits_.all_exposed() / all);
+    for (const auto& [group, exposed] : waits_.exposed())
+      out_ << fmt::format(", {} {:.3f}", group, exposed / steps * 1e3);
+    out_ << '\n';
+    if (world_.size() == 1) return;
+    const auto [least, most] = std::ranges::minmax_element(others);
+    out_ << fmt::format(
+        "waits for slower ranks: {:.3f} ms a step = {:.2f} % on rank {}, {:.3f} = {:.2f} % on rank {}\n",
+        *least / steps * 1e3, 100 * *least / all, least - others.begin(), *most / steps * 1e3,
+        100 * *most / all, most - others.begin());
+  }
+
+  /// Of the rank that waits least: the others wait for it.
   void print_profile(int number) {
+    const StepProfile profile = profiled_step(number);
+    const std::vector<std::string> tables = world_.gather(profile.table(), 0, "profiles");
+    const std::vector<std::string> summaries = world_.gather(profile.summary(), 0, "profiles");
+    std::vector<double> waited(static_cast<std::size_t>(world_.size()), 0.0);
+    waited[static_cast<std::size_t>(world_.rank())] = profile.waited();
+    world_.all_reduce(waited, HostGroup::Reduce::sum, "profiles");
+    if (!leads()) return;
+    const auto slowest = static_cast<std::size_t>(std::ranges::min_element(waited) - waited.begin());
+    out_ << '\n';
+    if (world_.size() > 1) {
+      for (std::size_t r = 0; r < summaries.size(); ++r)
+        out_ << fmt::format("rank {}: {}{}\n", r, summaries[r], r == slowest ? " (its table follows)" : "");
+    }
+    out_ << tables[slowest];
+    if (!options_.rates.empty()) save(profile);
+  }
+
+  StepProfile profiled_step(int number) {
     Stream& stream = instance_->stream();
     OpTimer timer;
     world_.barrier("a step of the benchmark");
@@ -130,30 +175,12 @@ class StepBench {
     step(number);
     const Event to = backend_.record_timed(stream);
     stream.set_timer(nullptr);
-    const std::vector<OpTimer::Line> lines = timer.collect(stream);
-    if (!leads()) return;
-    const double whole = backend_.seconds_between(from, to);
-    double rest = whole;
-    out_ << fmt::format("\n{:<52}{:>7}{:>11}{:>8}{:>10}{:>9}\n", "operation (one step, events around each)",
-                        "calls", "ms", "share", "TFLOP/s", "GB/s");
-    const auto rate = [](double amount, double s, double unit) {
-      return amount > 0 ? fmt::format("{:.1f}", amount / s * unit) : std::string();
-    };
-    const auto line = [&](const OpWork& work, std::int64_t calls, double s) {
-      out_ << fmt::format("{:<52}{:>7}{:>11.3f}{:>7.2f}%{:>10}{:>9}\n", work.label, calls, s * 1e3,
-                          100 * s / whole, rate(work.flops, s, 1e-12), rate(work.bytes, s, 1e-9));
-    };
-    for (const OpTimer::Line& l : lines) {
-      line(l.work, l.count, l.seconds);
-      rest -= l.seconds;
-    }
-    line({.label = "between operations: waits for ranks, copies, launches"}, 0, rest);
-    line({.label = "whole step"}, 1, whole);
-    if (!options_.rates.empty()) save(lines, rest);
+    std::vector<OpTimer::Line> operations = timer.collect(stream);
+    return {std::move(operations), wait_timer_.collect(stream), backend_.seconds_between(from, to)};
   }
 
-  /// Adds what the table says to the file of rates.
-  void save(const std::vector<OpTimer::Line>& lines, double rest) const {
+  /// Adds this rank's profile to the file of rates.
+  void save(const StepProfile& profile) const {
     RateSet out;
     out.device = device_name(backend_.description());
     out.type = name_of(setup_.options.model.type);
@@ -162,7 +189,7 @@ class StepBench {
     out.source = fmt::format("bench step, {} ranks, {} tokens", out.ranks, out.tokens);
     std::map<std::string, std::pair<double, double>> kinds;  // amount, seconds
     double calls = 0;
-    for (const OpTimer::Line& l : lines) {
+    for (const OpTimer::Line& l : profile.operations()) {
       calls += static_cast<double>(l.count);
       const bool over_bus = l.work.kind == "AdamW" && config_.optimizer.offload;
       auto& [amount, seconds] = kinds[over_bus ? kRateOffloaded : l.work.kind];
@@ -173,7 +200,7 @@ class StepBench {
       if (sum.first > 0 && sum.second > 0) out.rates[kind] = sum.first / sum.second;
     }
     // With several ranks the rest of the step holds waits for them too, which a forecast finds by itself.
-    if (out.ranks == 1 && rest > 0) out.rates[kRateBetween] = calls / rest;
+    if (out.ranks == 1 && profile.between() > 0) out.rates[kRateBetween] = calls / profile.between();
     save_rates(options_.rates, out);
   }
 
@@ -185,11 +212,13 @@ class StepBench {
   RunSetup setup_;
   MemoryPlan plan_;
   Backend& backend_;
+  WaitTimer wait_timer_;  ///< of the mesh's communicators
   Mesh mesh_;
   std::size_t free_before_;
   std::unique_ptr<Instance> instance_;
   std::int64_t micro_ = 1;
   Batch batch_;
+  StepWaits waits_;             ///< of the timed steps
   std::vector<double> queued_;  ///< seconds from a step's first call to the return of its last
 };
 

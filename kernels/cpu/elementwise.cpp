@@ -1,4 +1,4 @@
-// Fill, Copy, Add and RankSum: any element types, rows of any stride. Contiguous tensors are treated as one
+// Fill, Copy and Add: any element types, rows of any stride. Contiguous tensors are treated as one
 // long row cut into pieces, so that vectors, matrices and single rows all run in parallel.
 #include <cstring>
 
@@ -95,21 +95,6 @@ void Copy::cpu(Stream&) const {
 void Add::cpu(Stream&) const {
   check(*this);
   combine(in, out, [](auto to, auto from) { return to + from; });
-}
-
-void RankSum::cpu(Stream&) const {
-  check(*this);
-  with_float_type(out.dtype(), [&]<class T>() {
-    for_pieces(1, out.numel(), true, [&](std::int64_t, std::int64_t begin, std::int64_t n) {
-      for (std::int64_t j = begin; j < begin + n; ++j) {
-        decltype(load(T{})) sum = 0;
-        for (std::int64_t i = 0; i <= others.rows(); ++i)
-          sum += load(i == rank ? own.as<T>()[j] : row<T>(others, i < rank ? i : i - 1)[j]);
-        if (accumulate) sum += load(out.as<T>()[j]);
-        out.as<T>()[j] = round_to<T>(sum);
-      }
-    });
-  });
 }
 
 }  // namespace lapidary

@@ -1,4 +1,4 @@
-// The gradient norm and the clip factor made from it.
+// Sums over ranks, the gradient norm and the clip factor made from it.
 #include <cmath>
 
 #include "kernels/cpu/element.h"
@@ -6,8 +6,9 @@
 
 namespace lapidary {
 
-void SquaredNorm::cpu(Stream&) const {
-  check(*this);
+namespace {
+
+double sum_of_squares(const Tensor& x) {
   constexpr std::int64_t kParts = 64;  // fixed, so that the sum does not depend on the number of threads
   const std::int64_t count = x.numel();
   double parts[kParts];
@@ -22,7 +23,31 @@ void SquaredNorm::cpu(Stream&) const {
       });
     }
   });
-  *sum.as<double>() += sum_of(kParts, [&](std::int64_t k) { return parts[k]; });
+  return sum_of(kParts, [&](std::int64_t k) { return parts[k]; });
+}
+
+}  // namespace
+
+void SquaredNorm::cpu(Stream&) const {
+  check(*this);
+  *sum.as<double>() += sum_of_squares(x);
+}
+
+void RankSum::cpu(Stream&) const {
+  check(*this);
+  const std::int64_t n = out.numel();
+  with_float_type(out.dtype(), [&]<class T>() {
+    T* const sums = out.as<T>();
+#pragma omp parallel for schedule(static) if (n >= kParallelElements)
+    for (std::int64_t j = 0; j < n; ++j) {
+      Compute<T> sum = 0;
+      for (std::int64_t i = 0; i <= others.rows(); ++i)
+        sum += load(i == rank ? own.as<T>()[j] : row<T>(others, i < rank ? i : i - 1)[j]);
+      if (accumulate) sum += load(sums[j]);
+      sums[j] = round_to<T>(sum);
+    }
+  });
+  if (squares) *squares.as<double>() = sum_of_squares(out);
 }
 
 void ClipFactor::cpu(Stream&) const {

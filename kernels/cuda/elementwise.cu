@@ -98,32 +98,6 @@ void convert_to(Stream& stream, const char* op, const Tensor& in, const Tensor& 
   launched(op);
 }
 
-template <class T>
-struct RankParts {
-  const T *own, *others;
-  T* out;
-  std::int64_t n;
-  int rank, others_count;
-  bool accumulate;
-};
-
-template <class T, int W>
-__global__ void rank_sum(RankParts<T> p) {
-  for_elements<W>({1, p.n}, [&](std::int64_t, std::int64_t at) {
-    float sum[W] = {};
-    const auto add = [&](const T* x) {
-      const auto pack = Pack<T, W>::load(x + at);
-#pragma unroll
-      for (int i = 0; i < W; ++i) sum[i] += pack.get(i);
-    };
-#pragma unroll 4
-    for (int r = 0; r <= p.others_count; ++r)
-      add(r == p.rank ? p.own : p.others + static_cast<std::int64_t>(r < p.rank ? r : r - 1) * p.n);
-    if (p.accumulate) add(p.out);
-    Pack<T, W>::from(sum).store(p.out + at);
-  });
-}
-
 template <class T, int W>
 __global__ void add_bias(T* x, const T* bias, Extent e) {
   for_elements<W>(e, [&](std::int64_t r, std::int64_t at) {
@@ -260,24 +234,6 @@ void Copy::cuda(Stream& stream) const {
 void Add::cuda(Stream& stream) const {
   check(*this);
   convert_to<true>(stream, "Add", in, out);
-}
-
-void RankSum::cuda(Stream& stream) const {
-  check(*this);
-  if (out.numel() == 0) return;
-  with_row_type("RankSum", out.dtype(), aligned(16, {&own, &others, &out}), [&](auto type, auto vector) {
-    using T = typename decltype(type)::type;
-    constexpr int W = RowShape<T, vector>::W;
-    const RankParts<T> p{.own = ptr<T>(own),
-                         .others = ptr<T>(others),
-                         .out = ptr<T>(out),
-                         .n = out.numel(),
-                         .rank = static_cast<int>(rank),
-                         .others_count = static_cast<int>(others.rows()),
-                         .accumulate = accumulate};
-    rank_sum<T, W><<<grid_for({1, p.n}, W), kThreads, 0, cuda_stream(stream)>>>(p);
-  });
-  launched("RankSum");
 }
 
 void AddBias::cuda(Stream& stream) const {

@@ -36,27 +36,43 @@ cublasLtMatmulAlgo_t from_hex(const std::string& hex, const std::string& where) 
   return out;
 }
 
-/// Milliseconds of `run`, the shorter of two rounds after a warm-up; infinity where it does not run.
-double time_of(const std::function<cublasStatus_t()>& run, cudaStream_t stream) {
-  constexpr int kRuns = 3;
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
+/// Milliseconds of one of `count` runs after `warmup` others; kNever where one does not run.
+double time_of(const std::function<cublasStatus_t()>& run, int warmup, int count, cudaStream_t stream) {
   cudaEvent_t from = nullptr, to = nullptr;
   cuda_ok(cudaEventCreate(&from), "creating an event");
   cuda_ok(cudaEventCreate(&to), "creating an event");
-  double best = std::numeric_limits<double>::infinity();
-  bool good = run() == CUBLAS_STATUS_SUCCESS;
-  for (int round = 0; good && round < 2; ++round) {
-    cuda_ok(cudaEventRecord(from, stream), "recording an event");
-    for (int i = 0; i < kRuns; ++i) good = run() == CUBLAS_STATUS_SUCCESS && good;
-    cuda_ok(cudaEventRecord(to, stream), "recording an event");
-    cuda_ok(cudaEventSynchronize(to), "measuring a matrix product");
-    float milliseconds = 0;
-    cuda_ok(cudaEventElapsedTime(&milliseconds, from, to), "measuring a matrix product");
-    if (good) best = std::min(best, static_cast<double>(milliseconds) / kRuns);
-  }
+  bool good = true;
+  for (int i = 0; good && i < warmup; ++i) good = run() == CUBLAS_STATUS_SUCCESS;
+  cuda_ok(cudaEventRecord(from, stream), "recording an event");
+  for (int i = 0; good && i < count; ++i) good = run() == CUBLAS_STATUS_SUCCESS;
+  cuda_ok(cudaEventRecord(to, stream), "recording an event");
+  cuda_ok(cudaEventSynchronize(to), "measuring a matrix product");
+  float milliseconds = 0;
+  cuda_ok(cudaEventElapsedTime(&milliseconds, from, to), "measuring a matrix product");
   cuda_ok(cudaEventDestroy(from), "destroying an event");
   cuda_ok(cudaEventDestroy(to), "destroying an event");
-  return best;
+  return good ? static_cast<double>(milliseconds) / count : kNever;
 }
+
+// A burst says little: cool, an algorithm that needs more power may win that loses once the GPU is at its
+// power limit, where runs spend their time. So each candidate runs for a while before and while it is timed,
+// all in turn, and those far behind the best drop out after each round.
+constexpr std::array<double, 3> kLimits = {1.06, 1.03, 1.0};
+constexpr double kVisit = 40;                // milliseconds timed, after half as many that are not
+constexpr const char* kLasting = "lasting";  // in a file: measured so, not in bursts as once
+
+struct Contender {
+  cublasLtMatmulAlgo_t algorithm{};
+  std::vector<double> times;  // milliseconds; the first is a single run's
+
+  double median() const {
+    std::vector<double> sorted(times.begin() + (times.size() > 1 ? 1 : 0), times.end());
+    std::ranges::sort(sorted);
+    return sorted[sorted.size() / 2];
+  }
+};
 
 }  // namespace
 
@@ -69,13 +85,24 @@ std::optional<cublasLtMatmulAlgo_t> GemmAlgorithms::find(const GemmKey& key) con
 cublasLtMatmulAlgo_t GemmAlgorithms::measure(
     const GemmKey& key, const std::vector<cublasLtMatmulHeuristicResult_t>& candidates,
     const std::function<cublasStatus_t(const cublasLtMatmulAlgo_t&)>& run, cudaStream_t stream) {
-  Entry best{candidates.front().algo, std::numeric_limits<double>::infinity()};
+  std::vector<Contender> left;
   for (const cublasLtMatmulHeuristicResult_t& candidate : candidates) {
-    const double milliseconds = time_of([&] { return run(candidate.algo); }, stream);
-    if (milliseconds < best.milliseconds) best = {candidate.algo, milliseconds};
+    Contender c{candidate.algo, {}};
+    c.times.push_back(time_of([&] { return run(c.algorithm); }, 1, 1, stream));
+    if (c.times.front() < kNever) left.push_back(std::move(c));
   }
-  entries_[key] = best;
-  return best.algorithm;
+  if (left.empty()) left.push_back({candidates.front().algo, {kNever}});
+  for (const double within : kLimits) {
+    for (Contender& c : left) {
+      const int count = 1 + static_cast<int>(kVisit / c.times.front());
+      c.times.push_back(time_of([&] { return run(c.algorithm); }, count / 2, count, stream));
+    }
+    std::ranges::stable_sort(left, {}, &Contender::median);
+    const double limit = within * left.front().median();
+    std::erase_if(left, [&](const Contender& c) { return c.median() > limit; });
+  }
+  entries_[key] = {left.front().algorithm, left.front().median()};
+  return left.front().algorithm;
 }
 
 void GemmAlgorithms::save(const std::string& path, const std::string& device, const std::string& run) {
@@ -87,7 +114,10 @@ void GemmAlgorithms::save(const std::string& path, const std::string& device, co
     text += line.dump() + '\n';
   };
   for (const auto& [key, entry] : entries_)
-    add({{"key", key}, {"algorithm", to_hex(entry.algorithm)}, {"milliseconds", entry.milliseconds}});
+    add({{"key", key},
+         {"algorithm", to_hex(entry.algorithm)},
+         {"milliseconds", entry.milliseconds},
+         {kLasting, true}});
   for (const std::string& known : runs_) add({{"run", known}});
   // Several processes may save at once: each writes a file of its own, the last one stays.
   const std::string fresh = fmt::format("{}.{}", path, getpid());
@@ -123,7 +153,8 @@ void GemmAlgorithms::load(const std::string& path, const std::string& device) {
     const std::string where = fmt::format("{} line {}", path, number);
     const nlohmann::json line = parse_json(std::string_view(text).substr(begin, end - begin), where);
     begin = end + 1;
-    if (json_string(line, "device", where) == device &&
+    const bool counts = line.contains("run") || line.contains(kLasting);
+    if (counts && json_string(line, "device", where) == device &&
         json_count(line, "cublaslt", where) == static_cast<std::int64_t>(cublasLtGetVersion()))
       read(line, where);
   }

@@ -29,7 +29,8 @@ class GemmAlgorithms {
   bool measuring = false;
 
   std::optional<cublasLtMatmulAlgo_t> find(const GemmKey& key) const;
-  /// The fastest of the candidates; run(candidate) queues one product on the stream.
+  /// The fastest of the candidates under lasting load; run(candidate) queues one product on the stream. Takes
+  /// seconds.
   cublasLtMatmulAlgo_t measure(const GemmKey& key,
                                const std::vector<cublasLtMatmulHeuristicResult_t>& candidates,
                                const std::function<cublasStatus_t(const cublasLtMatmulAlgo_t&)>& run,
@@ -38,7 +39,8 @@ class GemmAlgorithms {
   /// One JSON object a line: device, library version, and either key, the algorithm's bytes in hex and
   /// milliseconds, or the name of a run whose products are all there. Adds `run` to those.
   void save(const std::string& path, const std::string& device, const std::string& run);
-  /// Replaces what is known. Lines of other devices or versions are skipped; a damaged line is an Error.
+  /// Replaces what is known. Lines of other devices or versions, and of bursts, are skipped; a damaged line
+  /// is an Error.
   void load(const std::string& path, const std::string& device);
   bool knows_run(const std::string& run) const { return runs_.contains(run); }
 

@@ -1,8 +1,7 @@
-// AdamW over flat ranges, the gradient's norm and the clip factor. AdamW is a stream through memory: eight
-// neighbours per thread, 16 bytes of every 16-bit operand, each read and written once.
+// AdamW over flat ranges, and the clip factor. AdamW is a stream through memory: eight neighbours per thread,
+// 16 bytes of every 16-bit operand, each read and written once.
 #include "kernels/adamw_update.h"
 #include "kernels/cuda/device.cuh"
-#include "kernels/cuda/partials.h"
 #include "kernels/moment_codes.h"
 #include "kernels/ops.h"
 #include "kernels/shapes.h"
@@ -229,65 +228,6 @@ void with_master(Master master, F&& f) {
   }
 }
 
-template <class T>
-__device__ inline double square(T x) {
-  double y;
-  if constexpr (std::is_same_v<T, double>) {
-    y = x;
-  } else {
-    y = to_float(x);
-  }
-  return y * y;
-}
-
-/// One f64 per block. A block's elements lie apart by the whole grid; the order of additions is fixed.
-template <class T>
-__global__ void __launch_bounds__(kThreads) squared_norm(const T* x, std::int64_t n, double* partial) {
-  constexpr int kAhead = 8;
-  double sum[1] = {0.0};
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
-       i += stride * kAhead) {
-    T ahead[kAhead];
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) ahead[k] = i + k * stride < n ? x[i + k * stride] : T(0.0f);
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) sum[0] += square(ahead[k]);
-  }
-  block_sum(sum);
-  if (threadIdx.x == 0) partial[blockIdx.x] = sum[0];
-}
-
-/// Packs of eight bf16, the form of every large gradient.
-__global__ void __launch_bounds__(kThreads)
-    squared_norm_packed(const Bf16* x, std::int64_t packs, double* partial) {
-  constexpr int kAhead = 4, W = 8;
-  double sum[1] = {0.0};
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < packs;
-       i += stride * kAhead) {
-    Pack<Bf16, W> ahead[kAhead] = {};
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (i + k * stride < packs) ahead[k] = Pack<Bf16, W>::load(x + (i + k * stride) * W);
-    }
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-#pragma unroll
-      for (int w = 0; w < W; ++w) sum[0] += square(ahead[k].get(w));
-    }
-  }
-  block_sum(sum);
-  if (threadIdx.x == 0) partial[blockIdx.x] = sum[0];
-}
-
-__global__ void __launch_bounds__(kThreads) add_norm_parts(const double* partial, int parts, double* total) {
-  double sum[1] = {0.0};
-  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kThreads) sum[0] += partial[i];
-  block_sum(sum);
-  if (threadIdx.x == 0) *total += sum[0];
-}
-
 __global__ void clip_factor(const double* sums, int parts, double max_norm, double* norm, float* factor) {
   double total = 0.0;
   for (int i = 0; i < parts; ++i) total += sums[i];
@@ -347,28 +287,6 @@ void AdamW::cuda(Stream& stream) const {
                     [&](auto moment) { launch_adamw<typename decltype(moment)::type, G>(stream, *this); });
   });
   launched("AdamW");
-}
-
-void SquaredNorm::cuda(Stream& stream) const {
-  check(*this);
-  const std::int64_t n = x.numel();
-  if (n == 0) return;
-  auto* partial = reinterpret_cast<double*>(scratch.data());
-  const cudaStream_t native = cuda_stream(stream);
-  constexpr auto kBlocks = static_cast<unsigned>(kNormBlocks);
-  if (x.dtype() == DType::f64) {
-    squared_norm<double><<<kBlocks, kThreads, 0, native>>>(ptr<double>(x), n, partial);
-  } else if (x.dtype() == DType::bf16 && n % 8 == 0 && reinterpret_cast<std::uintptr_t>(x.data()) % 16 == 0) {
-    squared_norm_packed<<<kBlocks, kThreads, 0, native>>>(ptr<Bf16>(x), n / 8, partial);
-  } else {
-    with_float_type("SquaredNorm", x.dtype(), [&](auto type) {
-      using T = typename decltype(type)::type;
-      squared_norm<T><<<kBlocks, kThreads, 0, native>>>(ptr<T>(x), n, partial);
-    });
-  }
-  launched("SquaredNorm");
-  add_norm_parts<<<1, kThreads, 0, native>>>(partial, static_cast<int>(kNormBlocks), ptr<double>(sum));
-  launched("SquaredNorm");
 }
 
 void ClipFactor::cuda(Stream& stream) const {

@@ -33,4 +33,10 @@ constexpr std::int64_t bias_partial_rows(std::int64_t rows) {
 
 constexpr std::int64_t kNormBlocks = 528;  ///< of SquaredNorm; each leaves one f64
 
+/// A block of RankSum, which leaves one f64 too: one element per thread, or more.
+constexpr std::int64_t kRankSumThreads = 256;
+constexpr std::int64_t rank_sum_blocks(std::int64_t n) {
+  return n / kRankSumThreads + 1;
+}
+
 }  // namespace lapidary

@@ -147,14 +147,18 @@ OpCase rank_sum_case(std::int64_t others, std::int64_t rank, std::int64_t n, boo
       for (std::size_t i = 0; i < static_cast<std::size_t>(others); ++i)
         out[j] += in.at("others")[i * static_cast<std::size_t>(n) + j];
     }
-    return Arrays{{result, out}};
+    long double squares = 0;
+    for (const double x : out) squares += static_cast<long double>(x) * x;
+    return Arrays{{result, out}, {"squares", {static_cast<double>(squares)}}};
   };
   c.run = [=](OpRun& r) {
     const Tensor own = r.in("own", {n}), parts = r.in("others", {others, n});
-    r(RankSum{own, parts, rank, accumulate, accumulate ? r.in_out("out", {n}) : r.out("out", {n})});
+    r(RankSum{own, parts, rank, accumulate, accumulate ? r.in_out("out", {n}) : r.out("out", {n}),
+              r.out_as("squares", DType::f64, {1})});
   };
-  // Parts of both signs: the rounding is that of the largest partial sum.
-  c.bounds["out"] = {1, 8};
+  // Parts of both signs: the rounding is that of the largest partial sum. Squares double it.
+  c.bounds = {{"out", {1, 8}}, {"squares", {4, 32}}};
+  c.optional = {"squares"};
   return c;
 }
 

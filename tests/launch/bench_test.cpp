@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "kernels/error.h"
+#include "trainer/stopwatch.h"
 
 namespace lapidary {
 namespace {

@@ -101,6 +101,11 @@ expect 0 'nothing is communicated' "$program" bench comm -c tiny.yaml
 figures 3 '^(all-gather|reduce-scatter) .*layer' "$root/tests/mpirun.sh" 2 "$program" bench comm -c tiny.yaml --rounds 1 --rates rates
 figures 3 '^all-reduce .*layer' "$root/tests/mpirun.sh" 2 "$program" bench comm -c tiny.yaml --rounds 1 --set parallel.shard=1
 figures 1 '^AdamW ' "$program" bench step -c tiny.yaml --steps 1 --warmup 0 --rates rates
+expect 0 'exposed communication: 0.000 ms a step = 0.00 %' "$program" bench step -c tiny.yaml --steps 1 --warmup 0
+two_ranks=("$root/tests/mpirun.sh" 2 "$program" bench step -c tiny.yaml --warmup 0)
+figures 1 '^exposed communication: .* gather .* reduce .* vocabulary ' "${two_ranks[@]}" --steps 2 --no-profile
+expect 0 'waits for slower ranks: ' "${two_ranks[@]}" --steps 1 --no-profile
+figures 2 '^waits for communication: (gather|reduce|vocabulary) ' "${two_ranks[@]}" --steps 1
 for bench in gemm ops comm; do
   expect 1 '--rounds: 0 is out of range' "$program" bench "$bench" -c tiny.yaml --rounds 0
   expect 1 'cannot open none.yaml' "$program" bench "$bench" -c none.yaml

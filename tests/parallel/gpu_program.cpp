@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <optional>
 
 #include "kernels/check.h"
 #include "kernels/ops.h"
@@ -14,17 +15,20 @@
 namespace lapidary {
 namespace {
 
+constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f64, DType::i32};
 constexpr std::int64_t kCounts[] = {1, 13, 1000, 600011};
+constexpr std::int64_t kMostBytes = 8 * 600011;
 
 /// A GPU tensor and its copy on the host.
 class Mirror {
  public:
   Mirror(Stream& stream, DType dtype, std::int64_t count)
-      : stream_(stream),
-        arena_(stream.backend(), "test", bytes_of(dtype, count)),
-        host_(bytes_of(dtype, count)) {
-    device_ = arena_.allocate(dtype, {count});
-    view_ = Tensor(host_.data(), dtype, {count});
+      : stream_(stream), arena_(std::in_place, stream.backend(), "test", bytes_of(dtype, count)) {
+    view(arena_->allocate(dtype, {count}));
+  }
+  /// The beginning of memory that stays.
+  Mirror(Stream& stream, const Tensor& memory, DType dtype, std::int64_t count) : stream_(stream) {
+    view(Tensor(memory.data(), dtype, {count}));
   }
   const Tensor& device() const { return device_; }
   const Tensor& host() const { return view_; }
@@ -38,8 +42,14 @@ class Mirror {
   static std::size_t bytes_of(DType dtype, std::int64_t count) {
     return (static_cast<std::size_t>(count) * size_of(dtype) + 255) / 256 * 256;
   }
+  void view(const Tensor& device) {
+    device_ = device;
+    host_.resize(device.bytes());
+    view_ = Tensor(host_.data(), device.dtype(), {device.numel()});
+  }
+
   Stream& stream_;
-  Arena arena_;
+  std::optional<Arena> arena_;
   std::vector<std::byte> host_;
   Tensor device_, view_;
 };
@@ -91,14 +101,27 @@ void check_type(const World& world, Mesh& mesh, Stream& stream, DType dtype, std
   for (std::int64_t i = 0; i < count; i += 7) expect_sum(world, dtype, i, get(small.host(), i), "all_reduce");
 }
 
-/// The same over memory that ranks read from each other; several rounds, so that numbers and buffers come
-/// again.
-void check_copies(const World& world, Mesh& mesh, Stream& stream, DType dtype, std::int64_t count) {
-  Mirror small(stream, dtype, count), large(stream, dtype, count * world.size),
+/// Memory that ranks read from each other, for every type and count.
+struct SharedMemory {
+  Arena arena;
+  Tensor small, large;
+
+  SharedMemory(const World& world, Mesh& mesh, Backend& backend)
+      : arena(backend, "shared", static_cast<std::size_t>((world.size + 2) * kMostBytes)),
+        small(arena.allocate(DType::u8, {kMostBytes})),
+        large(arena.allocate(DType::u8, {world.size * kMostBytes})) {
+    mesh.gather->share(small);
+    mesh.reduce->share(large);
+  }
+};
+
+/// The same over shared memory; several rounds, so that numbers and buffers come again.
+void check_copies(const World& world, Mesh& mesh, const SharedMemory& shared, Stream& stream, DType dtype,
+                  std::int64_t count) {
+  Mirror small(stream, shared.small, dtype, count), large(stream, shared.large, dtype, count * world.size),
       whole(stream, dtype, count * world.size), parts(stream, dtype, count * (world.size - 1));
   const Tensor place = large.device().flat_range(world.rank * count, count);
-  for (const Tensor& mine : {small.device(), place}) mesh.gather->share(mine);
-  mesh.reduce->share(large.device());
+  mesh.gather->share(place);
   for (int round = 0; round < 8; ++round) {
     const bool in_place = round % 2 == 1;
     // What rank r brings in a round is its part of 16 r + round. Some ranks come late.
@@ -165,9 +188,14 @@ void measure(const World& world, Mesh& mesh, Stream& stream) {
       Ticket ticket = mesh.reduce->exchange(stream, whole, parts);
       mesh.reduce->wait(stream, ticket);
     });
-    const Tensor own = whole.flat_range(world.rank * count, count);
-    time("sum of the parts",
-         [&] { run(stream, RankSum{.own = own, .others = parts, .rank = world.rank, .out = shard}); });
+    Arena workspace(stream.backend(), "workspace", std::size_t{1} << 20);
+    stream.set_workspace(&workspace);
+    const Tensor own = whole.flat_range(world.rank * count, count), squares = arena.allocate(DType::f64, {1});
+    RankSum sum{.own = own, .others = parts, .rank = world.rank, .out = shard};
+    time("sum of the parts", [&] { run(stream, sum); });
+    sum.squares = squares;
+    time("sum of the parts and of its squares", [&] { run(stream, sum); });
+    stream.set_workspace(nullptr);
   }
   time("reduce_scatter", [&] {
     Ticket ticket = mesh.reduce->reduce_scatter(stream, whole, shard);
@@ -177,30 +205,32 @@ void measure(const World& world, Mesh& mesh, Stream& stream) {
 
 int run_checks() {
   const World world;
+  const auto start = std::chrono::steady_clock::now();
+  const auto report = [&](const std::string& what) {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (world.rank == 0) std::printf("%6.2f s: %s\n", seconds, what.c_str());
+    std::fflush(stdout);
+  };
   const int gpus = std::max(1, cuda_device_count());
   Backend& backend = cuda_backend(world.rank % gpus);
   const auto stream = backend.make_stream("test");
   const bool nccl = world.size <= gpus && nccl_built();
-  const auto make = [&](bool copies) {
-    MeshShape shape = resolve_mesh(world.size, world.rank, 0, 0, world.size);
-    shape.copies = copies;
-    return nccl ? make_nccl_mesh(shape, backend) : make_mpi_mesh(shape, backend);
-  };
-  Mesh plain = make(false);
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::i32}) {
+  report("the GPU is there");
+  MeshShape shape = resolve_mesh(world.size, world.rank, 0, 0, world.size);
+  shape.copies = true;
+  Mesh mesh = nccl ? make_nccl_mesh(shape, backend) : make_mpi_mesh(shape, backend);
+  require(mesh.gather->copies() && mesh.reduce->copies(), "the ranks cannot map each other's memory");
+  const SharedMemory shared(world, mesh, backend);
+  report("the mesh is there");
+  for (const DType dtype : kTypes) {
     for (const std::int64_t count : kCounts) {
-      check_type(world, plain, *stream, dtype, count);
-      Mesh copying = make(true);  // what it shares is gone afterwards
-      require(copying.gather->copies() && copying.reduce->copies(),
-              "the ranks cannot map each other's memory");
-      check_copies(world, copying, *stream, dtype, count);
+      check_type(world, mesh, *stream, dtype, count);  // memory that is not shared: no copies
+      check_copies(world, mesh, shared, *stream, dtype, count);
     }
+    report(fmt::format("every collective of {} as expected", name_of(dtype)));
   }
-  Mesh mesh = make(true);
   measure(world, mesh, *stream);
-  if (world.rank == 0)
-    std::printf("%d ranks over %s and by copies: every collective as expected\n", world.size,
-                nccl ? "NCCL" : "MPI");
+  report(fmt::format("{} ranks over {} and by copies: done", world.size, nccl ? "NCCL" : "MPI"));
   return 0;
 }
 

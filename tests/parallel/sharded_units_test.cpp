@@ -11,8 +11,8 @@
 
 #include "kernels/check.h"
 #include "kernels/ops.h"
-#include "parallel/local_communicator.h"
 #include "tests/parallel/collectives.h"
+#include "tests/parallel/copying_communicator.h"
 
 namespace lapidary {
 namespace {
@@ -47,58 +47,6 @@ double coarse(double value) {
   return std::round(value * 64) / 64;
 }
 
-/// Stands for ranks that read each other's memory: an exchange gathers all that all ranks send, and fails for
-/// what was not shared.
-class CopyingCommunicator final : public Communicator {
- public:
-  explicit CopyingCommunicator(std::unique_ptr<Communicator> base) : base_(std::move(base)) {}
-  int rank() const override { return base_->rank(); }
-  int size() const override { return base_->size(); }
-  const std::string& name() const override { return base_->name(); }
-  bool copies() const override { return true; }
-  void share(const Tensor& mine) override { shared_.push_back(mine); }
-  Ticket all_gather(Stream& after, const Tensor& send, const Tensor& recv) override {
-    require_shared(send);
-    return base_->all_gather(after, send, recv);
-  }
-  Ticket exchange(Stream& after, const Tensor& send, const Tensor& parts) override {
-    check_exchange(*this, send, parts);
-    require_shared(send);
-    std::vector<std::byte> memory(send.bytes() * static_cast<std::size_t>(size()));
-    const Tensor all(memory.data(), send.dtype(), {size(), send.numel()});
-    Ticket ticket = base_->all_gather(after, send, all.reshape({all.numel()}));
-    base_->wait(after, ticket);
-    for (int r = 0, row = 0; r < size(); ++r) {
-      if (r == rank()) continue;
-      const Tensor from = all.row_range(r, r + 1).reshape({send.numel()});
-      run(after, Copy{.in = from.flat_range(rank() * parts.cols(), parts.cols()),
-                      .out = parts.row_range(row, row + 1).reshape({parts.cols()})});
-      ++row;
-    }
-    return {};
-  }
-  Ticket reduce_scatter(Stream&, const Tensor&, const Tensor&) override { fail("gradients are exchanged"); }
-  Ticket all_reduce(Stream& after, const Tensor& data, Reduction reduction) override {
-    return base_->all_reduce(after, data, reduction);
-  }
-  void wait(Stream& stream, Ticket& ticket) override {
-    if (ticket.pending) base_->wait(stream, ticket);
-  }
-
- private:
-  void require_shared(const Tensor& x) const {
-    const auto* at = static_cast<const std::byte*>(x.data());
-    const bool found = std::ranges::any_of(shared_, [&](const Tensor& s) {
-      const auto* begin = static_cast<const std::byte*>(s.data());
-      return at >= begin && at + x.bytes() <= begin + s.bytes();
-    });
-    require(found, "{} was not shared", x.describe());
-  }
-
-  std::unique_ptr<Communicator> base_;
-  std::vector<Tensor> shared_;
-};
-
 enum class Transport : std::uint8_t { collectives, copies };
 
 // A training run on this mesh, and beside it the whole parameters.
@@ -113,8 +61,14 @@ class Training {
         mesh_(make_mesh(shard, dry, transport)),
         state_(backend_, "state", kArena),
         transient_(backend_, "transient", kArena),
-        stream_(backend_.make_stream("compute")),
-        units(model.parameters, model.names, mesh_, options, *stream_, state_, transient_) {}
+        workspace_(backend_, "workspace", kArena),
+        stream_(make_stream()),
+        squares_(workspace_.allocate(DType::f64, {static_cast<std::int64_t>(model.names.size())})),
+        units(model.parameters, model.names, mesh_, options, *stream_, state_, transient_),
+        leaves_squares_(units.leave_squares(squares_)) {
+    EXPECT_EQ(leaves_squares_,
+              transport == Transport::copies && mesh_.gather->size() == world.size && world.size > 1);
+  }
 
   void initialize() {
     for (std::size_t p = 0; p < model_.parameters.size(); ++p) {
@@ -171,6 +125,7 @@ class Training {
     });
     EXPECT_EQ(wrong, 0);
     check_padding();
+    check_squares();
     units.weights_changed();
   }
 
@@ -193,6 +148,12 @@ class Training {
  private:
   static constexpr std::size_t kArena = std::size_t{1} << 20;
 
+  std::unique_ptr<Stream> make_stream() {
+    auto stream = backend_.make_stream("compute");
+    stream->set_workspace(&workspace_);
+    return stream;
+  }
+
   Mesh make_mesh(int shard, bool dry, Transport transport) {
     if (dry) {
       MeshShape shape = resolve_mesh(world_.size, world_.rank, shard, 1, 1);
@@ -200,9 +161,7 @@ class Training {
       return make_plan_mesh(shape, backend_);
     }
     Mesh mesh = world_.mesh(shard, 1);
-    if (transport == Transport::collectives || mesh.gather->size() == 1) return mesh;
-    for (auto* group : {&mesh.gather, &mesh.reduce})
-      *group = std::make_unique<CopyingCommunicator>(std::move(*group));
+    if (transport == Transport::copies) use_copies(mesh);
     return mesh;
   }
 
@@ -235,6 +194,16 @@ class Training {
       }
       check_until(shard.weight.numel());
       EXPECT_EQ(not_zero, 0);
+    }
+  }
+
+  void check_squares() {
+    if (!leaves_squares_) return;
+    for (std::int64_t unit = 0; unit < squares_.numel(); ++unit) {
+      const Tensor& gradient = units.shards()[static_cast<std::size_t>(unit)].gradient;
+      double sum = 0;
+      for (std::int64_t i = 0; i < gradient.numel(); ++i) sum += get(gradient, i) * get(gradient, i);
+      EXPECT_EQ(get(squares_, unit), sum) << "unit " << unit;
     }
   }
 
@@ -271,12 +240,16 @@ class Training {
   const Model& model_;
   Backend& backend_;
   Mesh mesh_;
-  Arena state_, transient_;
+  Arena state_, transient_, workspace_;
   std::unique_ptr<Stream> stream_;
+  Tensor squares_;
   std::vector<std::vector<double>> whole_;
 
  public:
   ShardedUnits units;
+
+ private:
+  bool leaves_squares_;
 };
 
 std::vector<int> divisors(int n) {

@@ -195,6 +195,35 @@ TEST(Plan, RoomIsTheMostThatFits) {
   EXPECT_EQ(find_room(config(), 2, 2, Device::cuda, 1000).row_length, 0);
 }
 
+TEST(Plan, RoomForLayersThatKeepMoreIsTheMostThatFits) {
+  RunConfig c = config();
+  c.data.sequence_length = 1 << 17;  // so many that the layers decide the peak, not the embedders
+  const auto total = [](const RunConfig& config) {
+    return make_plan(make_run_setup(config, 2, 0, 2, true), Device::cuda).total();
+  };
+  for (const auto policy : {ActivationPolicy::recompute_cheap, ActivationPolicy::recompute_gate_up,
+                            ActivationPolicy::recompute_block}) {
+    c.memory.activations = policy;
+    c.memory.richer_layers = 0;
+    const std::size_t least = total(c);
+    EXPECT_EQ(find_room(c, 2, 2, Device::cuda, least).richer_layers, 0);
+    EXPECT_EQ(find_room(c, 2, 2, Device::cuda, least - 1).richer_layers, 0);
+    c.memory.richer_layers = 1;
+    const std::size_t one = total(c);
+    EXPECT_GT(one, least);
+    EXPECT_EQ(find_room(c, 2, 2, Device::cuda, one).richer_layers, 1);
+    EXPECT_EQ(find_room(c, 2, 2, Device::cuda, one - 1).richer_layers, 0);
+    // All of them: the plan of the policy before.
+    c.memory.richer_layers = static_cast<std::int64_t>(make_run_setup(c, 2, 0, 2, true).model.layers.size());
+    RunConfig before = c;
+    before.memory.richer_layers = 0;
+    before.memory.activations = richer(policy);
+    EXPECT_EQ(total(c), total(before));
+    ++c.memory.richer_layers;
+    EXPECT_THROW(make_run_setup(c, 2, 0, 2, true), Error);
+  }
+}
+
 TEST(Plan, PrintsAForecastWithItsGround) {
   PlanOptions options;
   options.ranks = {1, 2, 16};
