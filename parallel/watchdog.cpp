@@ -150,9 +150,11 @@ void Watchdog::State::abandon_outbox() {
 
 void Watchdog::State::listen() {
   for (int there = 1; there != 0;) {
-    if (MPI_Iprobe(previous(), kBeatTag, group, &there, MPI_STATUS_IGNORE) != MPI_SUCCESS || there == 0) return;
+    if (MPI_Iprobe(previous(), kBeatTag, group, &there, MPI_STATUS_IGNORE) != MPI_SUCCESS || there == 0)
+      return;
     Place place;
-    if (MPI_Recv(&place, sizeof place, MPI_BYTE, previous(), kBeatTag, group, MPI_STATUS_IGNORE) != MPI_SUCCESS)
+    if (MPI_Recv(&place, sizeof place, MPI_BYTE, previous(), kBeatTag, group, MPI_STATUS_IGNORE) !=
+        MPI_SUCCESS)
       return;
     before.see(place);
   }
@@ -163,8 +165,9 @@ void Watchdog::State::judge() const {
   const auto where = [](const Place& p) { return fmt::format("step {}, {}", p.step, p.doing.data()); };
   if (size > 1 && before.place.left == 0) {
     if (late(before.heard, patience))
-      end_job(fmt::format("rank {} gave no sign of life for {:.0f} s: it was stopped, or its host is gone; last seen: {}",
-                          previous(), seconds_after(before.heard), where(before.place)));
+      end_job(fmt::format(
+          "rank {} gave no sign of life for {:.0f} s: it was stopped, or its host is gone; last seen: {}",
+          previous(), seconds_after(before.heard), where(before.place)));
     // This rank waits as long: it may just have left a place where all were for long.
     const bool behind = before.place.count < self.place.count && before.place.calm == 0;
     if (behind && late(before.since, patience) && late(self.since, patience))
@@ -173,7 +176,8 @@ void Watchdog::State::judge() const {
   }
   const bool together = size == 1 || before.place.count == self.place.count;
   if (rank == 0 && together && self.place.calm == 0 && late(self.since, patience * 3 / 2))
-    end_job(fmt::format("no rank goes on, for {:.0f} s so far: {}", seconds_after(self.since), where(self.place)));
+    end_job(fmt::format("no rank goes on, for {:.0f} s so far: {}", seconds_after(self.since),
+                        where(self.place)));
 }
 
 void Watchdog::State::end_job(const std::string& what) const {
