@@ -65,11 +65,12 @@ struct Pack {
     return out;
   }
 
+  /// To global memory. By intrinsics: the compiler splits some plain stores of structs into their members.
   __device__ void store(T* p) const {
     if constexpr (kBytes == 16) {
-      *reinterpret_cast<uint4*>(p) = make_uint4(word[0], word[1], word[2], word[3]);
+      __stwb(reinterpret_cast<uint4*>(p), make_uint4(word[0], word[1], word[2], word[3]));
     } else if constexpr (kBytes == 8) {
-      *reinterpret_cast<uint2*>(p) = make_uint2(word[0], word[1]);
+      __stwb(reinterpret_cast<uint2*>(p), make_uint2(word[0], word[1]));
     } else {
       *reinterpret_cast<Raw*>(p) = static_cast<Raw>(word[0]);
     }
@@ -102,6 +103,33 @@ struct Pack {
     return out;
   }
 };
+
+/// Elements that one instruction moves: at most 16 bytes.
+template <class T, int W>
+constexpr int kMoved = W* static_cast<int>(sizeof(T)) <= 16 ? W : 16 / static_cast<int>(sizeof(T));
+
+template <class T, int W>
+__device__ inline void load_floats(const T* p, std::int64_t i, float (&x)[W]) {
+  constexpr int kStep = kMoved<T, W>;
+#pragma unroll
+  for (int at = 0; at < W; at += kStep) {
+    const auto pack = Pack<T, kStep>::load(p + i + at);
+#pragma unroll
+    for (int w = 0; w < kStep; ++w) x[at + w] = pack.get(w);
+  }
+}
+
+template <class T, int W>
+__device__ inline void store_floats(T* p, std::int64_t i, const float (&x)[W]) {
+  constexpr int kStep = kMoved<T, W>;
+#pragma unroll
+  for (int at = 0; at < W; at += kStep) {
+    float piece[kStep];
+#pragma unroll
+    for (int w = 0; w < kStep; ++w) piece[w] = x[at + w];
+    Pack<T, kStep>::from(piece).store(p + i + at);
+  }
+}
 
 // --------------------------------------------------------------------------------------- reductions
 
