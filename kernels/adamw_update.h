@@ -43,9 +43,8 @@ LAPIDARY_HOST_DEVICE inline float join_float(SplitFloat s) {
 /// Bits of a bfloat16 neighbour of x, the upper one with the probability of x's distance from the lower:
 /// `random` is uniform over 16 bits. NaN stays, and so does infinity, whose lower half is 0.
 LAPIDARY_HOST_DEVICE inline std::uint16_t round_stochastic(float x, std::uint16_t random) {
-  const std::uint32_t bits = float_bits(x);
   const bool is_nan = x != x;
-  return static_cast<std::uint16_t>(is_nan ? (bits >> 16) | 0x40u : (bits + random) >> 16);
+  return static_cast<std::uint16_t>(is_nan ? 0x7fc0u : (float_bits(x) + random) >> 16);
 }
 
 /// What a step's elements share, rounded once from double.

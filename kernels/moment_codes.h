@@ -47,8 +47,8 @@ LAPIDARY_HOST_DEVICE inline std::uint8_t encode_first_moment(float m, std::uint3
 }
 
 LAPIDARY_HOST_DEVICE inline float decode_first_moment(std::uint8_t code) {
-  const float magnitude = FirstMomentCode::decode(code & 0x7fu);
-  return (code & 0x80u) != 0 ? -magnitude : magnitude;
+  const std::uint32_t sign = code >> 7 << 31;
+  return float_of_bits(float_bits(FirstMomentCode::decode(code & 0x7fu)) | sign);
 }
 
 LAPIDARY_HOST_DEVICE inline std::uint8_t encode_second_moment(float v, std::uint32_t random) {

@@ -146,13 +146,13 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-/// Sums of M values over the first `warps` warps of the block, the same in every thread, added in a fixed
-/// order. sync() is a barrier of those threads. Ends with all past their reads, so that it may be called
-/// again at once.
-template <int M, class V, class Sync>
-__device__ inline void sum_over_warps(V (&x)[M], int warps, Sync&& sync) {
+/// Sums of M values over the block, whose size is a multiple of 32, the same in every thread, added in a
+/// fixed order. Ends with all past their reads, so that it may be called again at once.
+template <int M, class V>
+__device__ inline void block_sum(V (&x)[M]) {
   __shared__ V shared[M][32];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warps = static_cast<int>(blockDim.x) / 32;
 #pragma unroll
   for (int i = 0; i < M; ++i) x[i] = warp_sum(x[i]);
   if (warps == 1) return;
@@ -160,16 +160,10 @@ __device__ inline void sum_over_warps(V (&x)[M], int warps, Sync&& sync) {
 #pragma unroll
     for (int i = 0; i < M; ++i) shared[i][warp] = x[i];
   }
-  sync();
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < M; ++i) x[i] = warp_sum(lane < warps ? shared[i][lane] : V(0));
-  sync();
-}
-
-/// The same over the whole block, whose size is a multiple of 32.
-template <int M, class V>
-__device__ inline void block_sum(V (&x)[M]) {
-  sum_over_warps(x, static_cast<int>(blockDim.x) / 32, [] { __syncthreads(); });
+  __syncthreads();
 }
 
 __device__ inline float block_max(float x) {
@@ -262,10 +256,11 @@ struct RowShape {
 
 /// Calls f(k, at) for the packs of the row that this thread, one of `threads`, owns.
 template <class S, class F>
-__device__ inline void for_packs(int n, F&& f, int threads = static_cast<int>(blockDim.x)) {
+__device__ inline void for_packs(int n, F&& f, int thread = static_cast<int>(threadIdx.x),
+                                 int threads = static_cast<int>(blockDim.x)) {
 #pragma unroll
   for (int k = 0; k < S::K; ++k) {
-    const int at = (static_cast<int>(threadIdx.x) + k * threads) * S::W;
+    const int at = (thread + k * threads) * S::W;
     if (at < n) f(k, at);
   }
 }

@@ -215,7 +215,9 @@ template <class M, class G>
 void launch_adamw(Stream& stream, const AdamW& op) {
   bool packs = op.first_index % kPack == 0;
   for (const Tensor* x : {&op.param, &op.master, &op.remainder, &op.m, &op.v, &op.grad})
-    packs = packs && reinterpret_cast<std::uintptr_t>(x->data()) % 16 == 0;
+    packs = packs && reinterpret_cast<std::uintptr_t>(x->data()) %
+                             std::min<std::size_t>(16, kPack * size_of(x->dtype())) ==
+                         0;
   const std::int64_t n = op.param.numel();
   const AdamWData<M, G> data{op.param.data(),
                              ptr_or_null<float>(op.master),
