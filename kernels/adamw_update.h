@@ -41,12 +41,10 @@ LAPIDARY_HOST_DEVICE inline float join_float(SplitFloat s) {
 }
 
 /// Bits of a bfloat16 neighbour of x, the upper one with the probability of x's distance from the lower:
-/// `random` is uniform over 16 bits. Infinity and NaN stay.
+/// `random` is uniform over 16 bits. NaN stays, and so does infinity, whose lower half is 0.
 LAPIDARY_HOST_DEVICE inline std::uint16_t round_stochastic(float x, std::uint16_t random) {
-  const std::uint32_t bits = float_bits(x);
-  if ((bits & 0x7f800000u) == 0x7f800000u)
-    return static_cast<std::uint16_t>((bits >> 16) | ((bits & 0x7fffffu) != 0 ? 0x40u : 0u));
-  return static_cast<std::uint16_t>((bits + random) >> 16);
+  const bool is_nan = x != x;
+  return static_cast<std::uint16_t>(is_nan ? 0x7fc0u : (float_bits(x) + random) >> 16);
 }
 
 /// What a step's elements share, rounded once from double.
@@ -74,16 +72,17 @@ AdamWFactors<F> adamw_factors(const Op& op) {
 }
 
 /// m, v and p after a step with gradient g (already multiplied by the clip factor). On the GPU root and
-/// quotient are the fast ones, within 2^-21 of the update: the correctly rounded ones would be slower than
-/// the memory that the update streams through.
+/// quotient are the fast ones, within 2^-21 of the update (and a v below the normal numbers has the root 0):
+/// the correctly rounded ones would be slower than the memory that the update streams through.
 template <class F>
 LAPIDARY_HOST_DEVICE inline void adamw_update(const AdamWFactors<F>& f, F g, F& p, F& m, F& v) {
   m = f.beta1 * m + f.one_minus_beta1 * g;
   v = f.beta2 * v + f.one_minus_beta2 * g * g;
 #ifdef __CUDA_ARCH__
-  float root;
-  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(v));
-  p = p * f.decay - __fdividef(f.step_size * m, root * f.v_scale + f.eps);
+  float root, inverse;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(v));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(root * f.v_scale + f.eps));
+  p = p * f.decay - f.step_size * m * inverse;
 #else
   p = p * f.decay - f.step_size * m / (sqrt(v) * f.v_scale + f.eps);
 #endif

@@ -26,9 +26,8 @@ struct MagnitudeCode {
   }
   LAPIDARY_HOST_DEVICE static float smallest() { return decode(1); }
 
-  /// `random`: uniform over 16 bits; 0x8000 rounds to nearest. x is not negative; NaN saturates.
+  /// `random`: uniform over 16 bits; 0x8000 rounds to nearest. x is at least smallest(); NaN saturates.
   LAPIDARY_HOST_DEVICE static std::uint32_t encode(float x, std::uint32_t random) {
-    if (x < smallest()) return static_cast<float>(random) < x / smallest() * 65536.0f ? 1 : 0;
     const std::uint32_t upper = (float_bits(x) + (random << (kDropped - 16))) >> kDropped;
     return upper - kFirst < kLast ? upper - kFirst : kLast;
   }
@@ -39,18 +38,22 @@ using SecondMomentCode = MagnitudeCode<(127 - 60) * 4, 255>;
 
 LAPIDARY_HOST_DEVICE inline std::uint8_t encode_first_moment(float m, std::uint32_t random) {
   const std::uint32_t sign = float_bits(m) >> 31 << 7;
-  return static_cast<std::uint8_t>(
-      sign | FirstMomentCode::encode(float_of_bits(float_bits(m) & 0x7fffffffu), random));
+  const float x = float_of_bits(float_bits(m) & 0x7fffffffu);
+  // Exact: 16 bits times 3.
+  const bool is_up = static_cast<float>(random) * (FirstMomentCode::smallest() * 0x1p-16f) < x;
+  const std::uint32_t code =
+      x < FirstMomentCode::smallest() ? (is_up ? 1u : 0u) : FirstMomentCode::encode(x, random);
+  return static_cast<std::uint8_t>(sign | code);
 }
 
 LAPIDARY_HOST_DEVICE inline float decode_first_moment(std::uint8_t code) {
-  const float magnitude = FirstMomentCode::decode(code & 0x7fu);
-  return (code & 0x80u) != 0 ? -magnitude : magnitude;
+  const std::uint32_t sign = code >> 7 << 31;
+  return float_of_bits(float_bits(FirstMomentCode::decode(code & 0x7fu)) | sign);
 }
 
 LAPIDARY_HOST_DEVICE inline std::uint8_t encode_second_moment(float v, std::uint32_t random) {
-  const std::uint32_t code = SecondMomentCode::encode(v, random);
-  return static_cast<std::uint8_t>(code == 0 && v > 0.0f ? 1 : code);
+  if (v < SecondMomentCode::smallest()) return v > 0.0f ? 1 : 0;
+  return static_cast<std::uint8_t>(SecondMomentCode::encode(v, random));
 }
 
 LAPIDARY_HOST_DEVICE inline float decode_second_moment(std::uint8_t code) {

@@ -29,7 +29,7 @@ std::vector<lapidary::Command> commands(const lapidary::MpiSession* session) {
       make_command("bench step", "times training steps of a configuration on random text", run_bench_step,
                    session),
       make_command("bench gemm", "times a configuration's matrix products", run_bench_gemm),
-      make_command("bench ops", "times what memory bounds in a configuration's step, beside a copy",
+      make_command("bench ops", "times what memory bounds in a configuration's step, beside copies",
                    run_bench_ops),
       make_command("bench comm", "times the gathers and reductions of a configuration's units",
                    run_bench_comm, session),

@@ -62,13 +62,11 @@ void write_moment(const F* from, const Tensor& t, std::int64_t begin, std::int64
 void draw(const AdamW& op, std::int64_t begin, std::int64_t n, RoundingBits* random) {
   const auto first = static_cast<std::uint64_t>(op.first_index + begin);
   const auto step = static_cast<std::uint64_t>(op.step);
-  RoundingBlocks blocks{};
+  PhiloxBlock block{};
   for (std::int64_t i = 0; i < n; ++i) {
     const std::uint64_t index = first + static_cast<std::uint64_t>(i);
-    if (i == 0 || index % 4 == 0)
-      blocks = {moment_rounding_block(op.seed, step, index / 4),
-                param_rounding_block(op.seed, step, index / 4)};
-    random[i] = rounding_bits(blocks, index);
+    if (i == 0 || index % 4 == 0) block = rounding_block(op.seed, step, index / 4);
+    random[i] = rounding_bits(block, index);
   }
 }
 

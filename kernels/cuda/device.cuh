@@ -65,11 +65,12 @@ struct Pack {
     return out;
   }
 
+  /// To global memory. By intrinsics: the compiler splits some plain stores of structs into their members.
   __device__ void store(T* p) const {
     if constexpr (kBytes == 16) {
-      *reinterpret_cast<uint4*>(p) = make_uint4(word[0], word[1], word[2], word[3]);
+      __stwb(reinterpret_cast<uint4*>(p), make_uint4(word[0], word[1], word[2], word[3]));
     } else if constexpr (kBytes == 8) {
-      *reinterpret_cast<uint2*>(p) = make_uint2(word[0], word[1]);
+      __stwb(reinterpret_cast<uint2*>(p), make_uint2(word[0], word[1]));
     } else {
       *reinterpret_cast<Raw*>(p) = static_cast<Raw>(word[0]);
     }
@@ -103,6 +104,33 @@ struct Pack {
   }
 };
 
+/// Elements that one instruction moves: at most 16 bytes.
+template <class T, int W>
+constexpr int kMoved = W* static_cast<int>(sizeof(T)) <= 16 ? W : 16 / static_cast<int>(sizeof(T));
+
+template <class T, int W>
+__device__ inline void load_floats(const T* p, std::int64_t i, float (&x)[W]) {
+  constexpr int kStep = kMoved<T, W>;
+#pragma unroll
+  for (int at = 0; at < W; at += kStep) {
+    const auto pack = Pack<T, kStep>::load(p + i + at);
+#pragma unroll
+    for (int w = 0; w < kStep; ++w) x[at + w] = pack.get(w);
+  }
+}
+
+template <class T, int W>
+__device__ inline void store_floats(T* p, std::int64_t i, const float (&x)[W]) {
+  constexpr int kStep = kMoved<T, W>;
+#pragma unroll
+  for (int at = 0; at < W; at += kStep) {
+    float piece[kStep];
+#pragma unroll
+    for (int w = 0; w < kStep; ++w) piece[w] = x[at + w];
+    Pack<T, kStep>::from(piece).store(p + i + at);
+  }
+}
+
 // --------------------------------------------------------------------------------------- reductions
 
 template <class V>
@@ -118,13 +146,13 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-/// Sums of M values over the first `warps` warps of the block, the same in every thread, added in a fixed
-/// order. sync() is a barrier of those threads. Ends with all past their reads, so that it may be called
-/// again at once.
-template <int M, class V, class Sync>
-__device__ inline void sum_over_warps(V (&x)[M], int warps, Sync&& sync) {
+/// Sums of M values over the block, whose size is a multiple of 32, the same in every thread, added in a
+/// fixed order. Ends with all past their reads, so that it may be called again at once.
+template <int M, class V>
+__device__ inline void block_sum(V (&x)[M]) {
   __shared__ V shared[M][32];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warps = static_cast<int>(blockDim.x) / 32;
 #pragma unroll
   for (int i = 0; i < M; ++i) x[i] = warp_sum(x[i]);
   if (warps == 1) return;
@@ -132,16 +160,10 @@ __device__ inline void sum_over_warps(V (&x)[M], int warps, Sync&& sync) {
 #pragma unroll
     for (int i = 0; i < M; ++i) shared[i][warp] = x[i];
   }
-  sync();
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < M; ++i) x[i] = warp_sum(lane < warps ? shared[i][lane] : V(0));
-  sync();
-}
-
-/// The same over the whole block, whose size is a multiple of 32.
-template <int M, class V>
-__device__ inline void block_sum(V (&x)[M]) {
-  sum_over_warps(x, static_cast<int>(blockDim.x) / 32, [] { __syncthreads(); });
+  __syncthreads();
 }
 
 __device__ inline float block_max(float x) {
@@ -234,10 +256,11 @@ struct RowShape {
 
 /// Calls f(k, at) for the packs of the row that this thread, one of `threads`, owns.
 template <class S, class F>
-__device__ inline void for_packs(int n, F&& f, int threads = static_cast<int>(blockDim.x)) {
+__device__ inline void for_packs(int n, F&& f, int thread = static_cast<int>(threadIdx.x),
+                                 int threads = static_cast<int>(blockDim.x)) {
 #pragma unroll
   for (int k = 0; k < S::K; ++k) {
-    const int at = (static_cast<int>(threadIdx.x) + k * threads) * S::W;
+    const int at = (thread + k * threads) * S::W;
     if (at < n) f(k, at);
   }
 }

@@ -1,6 +1,7 @@
 // Fill, copy, add, biases, features: one pack per thread, rows in y (or all in x where rows lie end to end).
 #include "kernels/adamw_update.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/partials.h"
 #include "kernels/dtype.h"
 #include "kernels/ops.h"
@@ -131,6 +132,10 @@ __global__ void __launch_bounds__(1024)
   const int lane = static_cast<int>(threadIdx.x) % kColumns, group = static_cast<int>(threadIdx.x) / kColumns;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kColumns;
   if (blockIdx.y > 0) partial += rows * n, d = other;
+  // What no kernel before writes any more is loaded while the last of them ends.
+  const bool owns = lane == 0 && first + group < n;
+  const float before = owns ? to_float(d[first + group]) : 0.0f;
+  hopper::wait_for_previous();
   float sum = 0.0f;
   if (first + lane < n) {
 #pragma unroll 8
@@ -139,7 +144,7 @@ __global__ void __launch_bounds__(1024)
   shared[group][lane] = sum;
   __syncthreads();
   sum = warp_sum(shared[lane][group]);
-  if (lane == 0 && first + group < n) d[first + group] = from_float<A>(to_float(d[first + group]) + sum);
+  if (owns) d[first + group] = from_float<A>(before + sum);
 }
 
 template <class T>
@@ -182,9 +187,18 @@ void add_row_sums(Stream& stream, const float* partial, std::int64_t rows, std::
                   const Tensor& other) {
   with_float_type("a weight gradient", d.dtype(), [&](auto type) {
     using A = typename decltype(type)::type;
-    const dim3 grid(blocks_for(n, 32), other ? 2 : 1);
-    add_partials<A>
-        <<<grid, 1024, 0, cuda_stream(stream)>>>(partial, rows, n, ptr<A>(d), ptr_or_null<A>(other));
+    // Its blocks come while those of the kernel before leave.
+    cudaLaunchAttribute dependent{};
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks_for(n, 32), other ? 2 : 1);
+    config.blockDim = dim3(1024);
+    config.stream = cuda_stream(stream);
+    config.attrs = &dependent;
+    config.numAttrs = 1;
+    cuda_ok(cudaLaunchKernelEx(&config, add_partials<A>, partial, rows, n, ptr<A>(d), ptr_or_null<A>(other)),
+            "sums of a weight gradient");
   });
   launched("sums of a weight gradient");
 }

@@ -126,6 +126,20 @@ __device__ inline void named_arrive(std::uint32_t id, std::uint32_t threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// ---------------------------------------------------------------------------------- dependent launches
+
+/// The next kernel of the stream, if it was launched as a dependent one, may take its place already
+/// [griddepcontrol.launch_dependents].
+__device__ inline void launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/// In a dependent kernel: waits until the kernels before it are complete and their writes visible
+/// [griddepcontrol.wait].
+__device__ inline void wait_for_previous() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 // ------------------------------------------------------------------------------------------ clusters
 
 /// Rank of this CTA in its cluster [%cluster_ctarank].

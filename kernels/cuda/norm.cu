@@ -74,18 +74,18 @@ __global__ void residual_norm(const T* residual, const T* branch, const T* branc
   const float factor = scale ? to_float(*scale) : 1.0f;
   const float b_rstd = rsqrtf(square_sum<T, S>(b) / static_cast<float>(n) + eps);
   float sum[1] = {0.0f};
-  float kept[S::K][S::W];
   for_packs<S>(n, [&](int k, int at) {
     const auto w = Pack<T, S::W>::load(branch_weight + at);
+    float x[S::W];
 #pragma unroll
     for (int i = 0; i < S::W; ++i) {
       const float norm = rounded<T>(b.pack[k].get(i) * b_rstd * w.get(i));
-      float x = rounded<T>(skip.pack[k].get(i) + norm);
-      if (scale) x = rounded<T>(x * factor);
-      kept[k][i] = x;
-      sum[0] += x * x;
+      x[i] = rounded<T>(skip.pack[k].get(i) + norm);
+      if (scale) x[i] = rounded<T>(x[i] * factor);
+      sum[0] += x[i] * x[i];
     }
-    Pack<T, S::W>::from(kept[k]).store(out + base + at);
+    skip.pack[k] = Pack<T, S::W>::from(x);  // exact: x is rounded
+    skip.pack[k].store(out + base + at);
   });
   if (threadIdx.x == 0) branch_rstd[r] = b_rstd;
   if (!next_weight) return;
@@ -96,7 +96,7 @@ __global__ void residual_norm(const T* residual, const T* branch, const T* branc
     const auto w = Pack<T, S::W>::load(next_weight + at);
     float y[S::W];
 #pragma unroll
-    for (int i = 0; i < S::W; ++i) y[i] = kept[k][i] * n_rstd * w.get(i);
+    for (int i = 0; i < S::W; ++i) y[i] = skip.pack[k].get(i) * n_rstd * w.get(i);
     Pack<T, S::W>::from(y).store(next + base + at);
   });
 }

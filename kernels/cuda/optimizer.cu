@@ -48,33 +48,6 @@ struct Bits {
   }
 };
 
-/// Elements that one instruction moves: at most 16 bytes.
-template <class T, int W>
-constexpr int kMoved = W* static_cast<int>(sizeof(T)) <= 16 ? W : 16 / static_cast<int>(sizeof(T));
-
-template <class T, int W>
-__device__ inline void load_floats(const T* p, std::int64_t i, float (&x)[W]) {
-  constexpr int kStep = kMoved<T, W>;
-#pragma unroll
-  for (int at = 0; at < W; at += kStep) {
-    const auto pack = Pack<T, kStep>::load(p + i + at);
-#pragma unroll
-    for (int w = 0; w < kStep; ++w) x[at + w] = pack.get(w);
-  }
-}
-
-template <class T, int W>
-__device__ inline void store_floats(T* p, std::int64_t i, const float (&x)[W]) {
-  constexpr int kStep = kMoved<T, W>;
-#pragma unroll
-  for (int at = 0; at < W; at += kStep) {
-    float piece[kStep];
-#pragma unroll
-    for (int w = 0; w < kStep; ++w) piece[w] = x[at + w];
-    Pack<T, kStep>::from(piece).store(p + i + at);
-  }
-}
-
 template <int W>
 __device__ inline void store_rounded(Bf16* p, std::int64_t i, const float (&x)[W], const Bits<W>& random) {
   Bits<W> bits;
@@ -175,15 +148,12 @@ __device__ inline void update_pack(const AdamWData<M, G>& d, std::int64_t i, flo
   load_moment<Moment::second>(d.v, i, v);
   load_params<kMaster>(d, i, p);
   Bits<W> of_param{}, of_m{}, of_v{};
-  RoundingBlocks random{};
+  PhiloxBlock random{};
 #pragma unroll
   for (int w = 0; w < W; ++w) {
     const std::uint64_t index = d.first_index + static_cast<std::uint64_t>(i + w);
-    if (w % 4 == 0) {
-      if constexpr (!std::is_same_v<M, float>)
-        random.moments = moment_rounding_block(d.seed, d.step, index / 4);
-      if constexpr (kMaster == Master::none) random.params = param_rounding_block(d.seed, d.step, index / 4);
-    }
+    constexpr bool kRounds = !std::is_same_v<M, float> || kMaster == Master::none;
+    if (kRounds && w % 4 == 0) random = rounding_block(d.seed, d.step, index / 4);
     adamw_update(d.factors, g[w] * factor, p[w], m[w], v[w]);
     const RoundingBits bits = rounding_bits(random, W == 1 ? index : static_cast<std::uint64_t>(w));
     of_param.at[w] = bits.param, of_m.at[w] = bits.m, of_v.at[w] = bits.v;
@@ -245,7 +215,9 @@ template <class M, class G>
 void launch_adamw(Stream& stream, const AdamW& op) {
   bool packs = op.first_index % kPack == 0;
   for (const Tensor* x : {&op.param, &op.master, &op.remainder, &op.m, &op.v, &op.grad})
-    packs = packs && reinterpret_cast<std::uintptr_t>(x->data()) % 16 == 0;
+    packs = packs && reinterpret_cast<std::uintptr_t>(x->data()) %
+                             std::min<std::size_t>(16, kPack * size_of(x->dtype())) ==
+                         0;
   const std::int64_t n = op.param.numel();
   const AdamWData<M, G> data{op.param.data(),
                              ptr_or_null<float>(op.master),

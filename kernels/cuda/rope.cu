@@ -1,5 +1,5 @@
-// Rotary tables and the pass from the fused projection to q, k and v (its backward: rope_backward.cu). One
-// block owns one token: its warps take the heads in turn and keep the token's angles in registers.
+// Rotary tables and the pass from the fused projection to q, k and v (its backward: rope_backward.cu). A warp
+// takes a few neighbouring heads of one kind and one token and loads all that it needs of them at once.
 #include "kernels/cuda/heads.cuh"
 
 namespace lapidary {
@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
+constexpr int kHeadsAtOnce = 2;  ///< for each group of lanes: their loads and reductions overlap
 
 __global__ void rope_table(const std::int32_t* positions, const float* frequencies, float* cos, float* sin,
                            std::int64_t items, int pairs) {
@@ -18,40 +19,6 @@ __global__ void rope_table(const std::int32_t* positions, const float* frequenci
   sincosf(angle, &sin[i], &cos[i]);
 }
 
-/// The lane's components of one head as they are loaded: a head's loads are issued while the one before is
-/// computed, because a warp waits for its own reductions in between.
-template <class T, class S>
-struct RawHead {
-  Pack<T, S::W> a[S::K], b[S::K];
-
-  __device__ void load(const T* head, int half) {
-#pragma unroll
-    for (int k = 0; k < S::K; ++k) {
-      const int at = chunk_at<S>(k);
-      if (at < half) {
-        a[k] = Pack<T, S::W>::load(head + at);
-        b[k] = Pack<T, S::W>::load(head + half + at);
-      } else {
-#pragma unroll
-        for (int i = 0; i < Pack<T, S::W>::kWords; ++i) a[k].word[i] = b[k].word[i] = 0;
-      }
-    }
-  }
-
-  __device__ void unpack(Head<S>& out) const {
-    out.each([&](float& x, float& y, int k, int i) { x = a[k].get(i), y = b[k].get(i); });
-  }
-};
-
-/// One of two, without a choice of addresses that would send them to memory.
-template <class T, class S>
-__device__ inline void unpack_one(bool first, const RawHead<T, S>& p, const RawHead<T, S>& q, Head<S>& out) {
-  out.each([&](float& x, float& y, int k, int i) {
-    x = first ? p.a[k].get(i) : q.a[k].get(i);
-    y = first ? p.b[k].get(i) : q.b[k].get(i);
-  });
-}
-
 template <class T>
 struct QkvForward {
   const T *qkv, *q_weight, *k_weight;
@@ -60,46 +27,66 @@ struct QkvForward {
   float* rstd;
   float eps;
   HeadSizes z;
+  HeadParts parts;
+  std::int64_t tokens;
 };
 
+/// Heads of one kind that a warp holds at once.
+template <class S>
+constexpr int kHeldHeads = 32 / S::L* kHeadsAtOnce;
+
 template <class T, class S>
-__global__ void __launch_bounds__(kThreads) qkv_norm_rope(QkvForward<T> p) {
-  const HeadSizes z = p.z;
-  const std::int64_t token = blockIdx.x;
-  const int dim = 2 * z.half, slots = z.slots();
+__global__ void __launch_bounds__(kThreads, 3) qkv_norm_rope(const __grid_constant__ QkvForward<T> p) {
+  const HeadSizes& z = p.z;
+  const unsigned warp = blockIdx.x * kWarps + threadIdx.x / 32, parts = static_cast<unsigned>(p.parts.all());
+  const std::int64_t token = warp / parts;
+  if (token >= p.tokens) return;
+  const HeadPart part(z, p.parts, static_cast<int>(warp % parts));
+  const int dim = 2 * z.half, heads = part.heads;
+  const int first = part.first + static_cast<int>(threadIdx.x) % 32 / S::L;
+  const T* from = p.qkv + (token * z.slots() + part.slot) * dim;
+  RawHead<T, S> raw[kHeadsAtOnce], raw_weight{};
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
+    const int head = first + h * (32 / S::L);
+    raw[h].load(from + head * dim, z.half, head < heads);
+  }
   Angles<S> angles;
-  angles.load(p.cos + token * z.pairs, p.sin + token * z.pairs, z);
-  const T* row = p.qkv + token * slots * dim;
-  float* rstd = p.rstd + token * (z.heads + 2 * z.kv_heads);
-  const bool writes_rstd = threadIdx.x % 32 == 0;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  RawHead<T, S> ahead, further, q_weight, k_weight;
-  if (warp < slots) ahead.load(row + warp * dim, z.half);
-  if (warp + kWarps < slots) further.load(row + (warp + kWarps) * dim, z.half);
-  q_weight.load(p.q_weight, z.half);
-  k_weight.load(p.k_weight, z.half);
-  for (int slot = warp; slot < slots; slot += kWarps) {
+  if (!part.is_v) {
+    raw_weight.load(part.is_q ? p.q_weight : p.k_weight, z.half, true);
+    angles.load(p.cos + token * z.pairs, p.sin + token * z.pairs, z);
+  }
+  float square[kHeadsAtOnce];
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
     Head<S> x;
-    ahead.unpack(x);
-    ahead = further;
-    if (slot + 2 * kWarps < slots) further.load(row + (slot + 2 * kWarps) * dim, z.half);
-    const float scale = rsqrtf(x.dot(x) / static_cast<float>(dim) + p.eps);
-    if (writes_rstd) rstd[slot] = scale;
+    raw[h].unpack(x);
+    square[h] = x.own_dot(x);
+  }
+  sum_over_head<S>(square);
+  float* rstd = p.rstd + token * (z.heads + 2 * z.kv_heads) + part.slot;
+  T* to = part.is_q ? p.q : part.is_v ? p.v : p.k;
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
+    const int head = first + h * (32 / S::L);
+    if (head >= heads) continue;
+    const float scale = rsqrtf(square[h] * z.inverse_dim + p.eps);
+    const bool writes_rstd = threadIdx.x % S::L == 0, is_shared = !part.is_q && z.shared_kv;
+    if (writes_rstd) rstd[head] = scale;
+    if (writes_rstd && is_shared) rstd[head + z.kv_heads] = scale;
+    raw[h].stay_packed(), raw_weight.stay_packed();
+    Head<S> x;
+    raw[h].unpack(x);
     x.scale(scale);
-    const int kv = slot - z.heads;
-    if (kv >= z.kv_heads) {
-      x.store(p.v + (token * z.kv_heads + kv - z.kv_heads) * dim, z.half);
-      continue;
+    const std::int64_t at = (token * heads + head) * dim;
+    if (is_shared) x.store(p.v + at, z.half);
+    if (!part.is_v) {
+      Head<S> w;
+      raw_weight.unpack(w);
+      x.multiply(w);
+      x.rotate(angles, 1.0f);
     }
-    if (kv >= 0 && z.shared_kv) {
-      x.store(p.v + (token * z.kv_heads + kv) * dim, z.half);
-      if (writes_rstd) rstd[slot + z.kv_heads] = scale;
-    }
-    Head<S> w;
-    unpack_one(kv < 0, q_weight, k_weight, w);
-    x.multiply(w);
-    x.rotate(angles, 1.0f);
-    x.store(kv < 0 ? p.q + (token * z.heads + slot) * dim : p.k + (token * z.kv_heads + kv) * dim, z.half);
+    x.store(to + at, z.half);
   }
 }
 
@@ -121,22 +108,25 @@ void QkvNormRope::cuda(Stream& stream) const {
   const QkvSizes s = sizes_of(*this);
   if (s.tokens == 0) return;
   const HeadSizes z = head_sizes("QkvNormRope", s, shared_kv);
-  const bool vector = heads_aligned(s, {&qkv, &q_weight, &k_weight, &cos, &sin, &q, &k, &v});
+  const bool vector = heads_aligned(s, q.dtype(), {&qkv, &q_weight, &k_weight, &cos, &sin, &q, &k, &v});
   with_head_shape("QkvNormRope", q.dtype(), s.dim, vector, [&](auto type, auto shape) {
     using T = typename decltype(type)::type;
-    const QkvForward<T> p{ptr<T>(qkv),
-                          ptr<T>(q_weight),
-                          ptr<T>(k_weight),
-                          ptr<float>(cos),
-                          ptr<float>(sin),
-                          ptr<T>(q),
-                          ptr<T>(k),
-                          ptr<T>(v),
-                          ptr<float>(rstd),
-                          static_cast<float>(eps),
-                          z};
-    qkv_norm_rope<T, decltype(shape)>
-        <<<static_cast<unsigned>(s.tokens), kThreads, 0, cuda_stream(stream)>>>(p);
+    using S = decltype(shape);
+    const QkvForward<T> p{.qkv = ptr<T>(qkv),
+                          .q_weight = ptr<T>(q_weight),
+                          .k_weight = ptr<T>(k_weight),
+                          .cos = ptr<float>(cos),
+                          .sin = ptr<float>(sin),
+                          .q = ptr<T>(q),
+                          .k = ptr<T>(k),
+                          .v = ptr<T>(v),
+                          .rstd = ptr<float>(rstd),
+                          .eps = static_cast<float>(eps),
+                          .z = z,
+                          .parts = HeadParts(z, kHeldHeads<S>),
+                          .tokens = s.tokens};
+    const std::int64_t warps = s.tokens * p.parts.all();
+    qkv_norm_rope<T, S><<<blocks_for(warps, kWarps), kThreads, 0, cuda_stream(stream)>>>(p);
   });
   launched("QkvNormRope");
 }

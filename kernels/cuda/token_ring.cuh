@@ -8,15 +8,20 @@
 
 namespace lapidary {
 
-constexpr int kTokenWarps = 15;
-constexpr int kTokenThreads = 32 * (kTokenWarps + 1);  ///< the last warp is the producer
+constexpr int kMaxTokenWarps = 17;
+constexpr int kMaxTokenThreads = 32 * (kMaxTokenWarps + 1);  ///< the last warp is the producer
+
+/// Warps of a block that compute.
+__device__ inline int token_warps() {
+  return static_cast<int>(blockDim.x) / 32 - 1;
+}
 
 /// A token's parts in a stage of shared memory: bytes from its beginning.
 struct TokenStage {
   int d_q, d_k, d_v, qkv, cos, sin, bytes, stages;
   static constexpr int kMaxStages = 6;
   static constexpr int kHeader = 2 * 8 * kMaxStages + 32;  ///< barriers, to a multiple of 128
-  static constexpr int kShared = 220 << 10;
+  static constexpr int kShared = 112 << 10;  ///< more bytes in flight would make memory slower, not faster
 
   TokenStage(const HeadSizes& z, std::size_t element) {
     const int head = 2 * z.half * static_cast<int>(element);
@@ -69,7 +74,7 @@ struct TokenRing {
       TokenRing each = *this;
       for (int i = 0; i < shape.stages; ++i, each.next()) {
         hopper::barrier_init(each.full(), 1);
-        hopper::barrier_init(each.empty(), kTokenWarps);
+        hopper::barrier_init(each.empty(), static_cast<std::uint32_t>(token_warps()));
       }
       hopper::fence_barrier_init();
     }
@@ -79,9 +84,9 @@ struct TokenRing {
 
 template <class T>
 __device__ void bring_tokens(const TokenRows<T>& from, const HeadSizes& z, TokenRing ring,
-                             const BlockRows& tokens) {
+                             const WalkedRows& tokens) {
   const TokenStage& s = ring.shape;
-  for (std::int64_t token = tokens.begin; token < tokens.end; ++token, ring.next()) {
+  for (int token = tokens.row; token < tokens.end; token += tokens.step, ring.next()) {
     hopper::wait(ring.empty(), ring.phase ^ 1);
     const TokenRows<T> rows = from.at(z, token);
     const std::uint32_t to = hopper::shared_address(ring.data()), full = ring.full();
@@ -104,47 +109,29 @@ __device__ void bring_tokens(const TokenRows<T>& from, const HeadSizes& z, Token
 template <class S>
 constexpr bool kStaged = S::W > 1;
 
-/// f(rows, token, slot) for every kTokenWarps-th of the block's tokens' head slots, in every warp but the
-/// last, which brings the tokens.
+/// f(rows, token) for the block's tokens in every warp but the last, which brings them.
 template <class T, class S, class F>
-__device__ inline void for_heads(const TokenRows<T>& from, const HeadSizes& z, TokenRing ring,
-                                 const BlockRows& tokens, F&& f) {
-  const int slots = z.slots();
-  int slot = static_cast<int>(threadIdx.x) / 32;
+__device__ inline void for_tokens(const TokenRows<T>& from, const HeadSizes& z, TokenRing ring,
+                                  const WalkedRows& tokens, F&& f) {
   if constexpr (kStaged<S>) ring.set_up();
-  if (slot == kTokenWarps) {
+  if (static_cast<int>(threadIdx.x) / 32 == token_warps()) {
     if constexpr (kStaged<S>) {
       if (hopper::elect_one()) bring_tokens(from, z, ring, tokens);
       __syncwarp();
     }
     return;
   }
-  for (std::int64_t token = tokens.begin; token < tokens.end; ++token) {
-    const auto rows = [&] {
-      if constexpr (kStaged<S>) {
-        hopper::wait(ring.full(), ring.phase);
-        return TokenRows<T>::staged(ring.shape, ring.data());
-      } else {
-        return from.at(z, token);
-      }
-    }();
-    for (; slot < slots; slot += kTokenWarps) f(rows, token, slot);
-    slot -= slots;
+  for (int token = tokens.row; token < tokens.end; token += tokens.step) {
     if constexpr (kStaged<S>) {
+      hopper::wait(ring.full(), ring.phase);
+      f(TokenRows<T>::staged(ring.shape, ring.data()), token);
       __syncwarp();
       if (threadIdx.x % 32 == 0) hopper::arrive(ring.empty());
       ring.next();
+    } else {
+      f(from.at(z, token), token);
     }
   }
-}
-
-/// Whether packs of every head and token may be used, and go through the ring.
-inline bool tokens_aligned(const QkvSizes& s, const TokenStage& stage,
-                           std::initializer_list<const Tensor*> staged,
-                           std::initializer_list<const Tensor*> others) {
-  return stage.stages > 0 && heads_aligned(s, others) && heads_aligned(s, staged) &&
-         std::all_of(staged.begin(), staged.end(),
-                     [](const Tensor* x) { return reinterpret_cast<std::uintptr_t>(x->data()) % 16 == 0; });
 }
 
 }  // namespace lapidary

@@ -26,16 +26,42 @@ TEST(Philox, GivesTheKnownAnswers) {
                0x5001e420, 0x24126ea1);
 }
 
-TEST(Philox, RoundingTakesItsBitsFromDisjointParts) {
-  const RoundingBlocks b{{{0x11112222, 0x33334444, 0x55556666, 0x77778888}},
-                         {{0x9999aaaa, 0xbbbbcccc, 0xddddeeee, 0xffff0000}}};
+TEST(Philox, SevenRoundsAreThoseOfTheTestSuite) {
+  const PhiloxBlock b = philox<7>(0, 0, 0);
+  expect_block(b, 0x5f6fb709, 0x0d893f64, 0x4f121f81, 0x4f730a48);
+  const PhiloxBlock ones = philox<7>(~0ull, ~0ull, ~0ull);
+  expect_block(ones, 0x5207ddc2, 0x45165e59, 0x4d8ee751, 0x8c52f662);
+}
+
+TEST(Philox, RoundingTakesItsBitsFromTheElementsWord) {
+  const PhiloxBlock b{{0x11112222, 0x33334444, 0x55556666, 0x77778888}};
   const RoundingBits first = rounding_bits(b, 8), last = rounding_bits(b, 11);
   EXPECT_EQ(first.m, 0x2222);
   EXPECT_EQ(first.v, 0x1111);
-  EXPECT_EQ(first.param, 0xaaaa);
   EXPECT_EQ(last.m, 0x8888);
   EXPECT_EQ(last.v, 0x7777);
-  EXPECT_EQ(last.param, 0x0000);
+}
+
+// The parameter's bits are uniform and uncorrelated with those of either moment.
+TEST(Philox, AParametersRoundingIsUncorrelatedWithItsMoments) {
+  constexpr int kQuads = 1 << 16, kCells = 16;
+  int m_cells[kCells][kCells] = {}, v_cells[kCells][kCells] = {};
+  for (std::uint64_t i = 0; i < 4 * kQuads; ++i) {
+    const RoundingBits bits = rounding_bits(rounding_block(3, 7, i / 4), i);
+    ++m_cells[bits.param >> 12][bits.m >> 12];
+    ++v_cells[bits.param >> 12][bits.v >> 12];
+  }
+  const double expected = 4.0 * kQuads / (kCells * kCells);
+  double m_chi = 0, v_chi = 0;
+  for (int i = 0; i < kCells; ++i) {
+    for (int j = 0; j < kCells; ++j) {
+      m_chi += std::pow(m_cells[i][j] - expected, 2) / expected;
+      v_chi += std::pow(v_cells[i][j] - expected, 2) / expected;
+    }
+  }
+  // Chi squared of 255 degrees of freedom: mean 255, standard deviation 22.6.
+  EXPECT_NEAR(m_chi, 255, 5 * 22.6);
+  EXPECT_NEAR(v_chi, 255, 5 * 22.6);
 }
 
 TEST(Philox, UniformsCoverTheirIntervalsEnds) {

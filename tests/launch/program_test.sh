@@ -95,7 +95,7 @@ figures() {
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 figures 4 '^MatMul (forward|input gradient|weight gradient)' "$program" bench gemm -c tiny.yaml --rounds 1
 figures 3 '^all of a step' "$program" bench gemm -c tiny.yaml --rounds 1
-figures 4 '^(AdamW|GeGlu|all of them) ' "$program" bench ops -c tiny.yaml --rounds 1
+figures 5 '^(AdamW|GeGlu|all of them) ' "$program" bench ops -c tiny.yaml --rounds 1
 expect 0 'a copy of' "$program" bench ops -c tiny.yaml --rounds 1 --set run.precision=bf16
 expect 0 'nothing is communicated' "$program" bench comm -c tiny.yaml
 figures 3 '^(all-gather|reduce-scatter) .*layer' "$root/tests/mpirun.sh" 2 "$program" bench comm -c tiny.yaml --rounds 1 --rates rates
