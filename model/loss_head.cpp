@@ -30,7 +30,7 @@ bool LossHead::keeps_scores(Device device, bool gradients) const {
 
 std::int64_t LossHead::chunk_tokens(Device device, std::int64_t total, bool gradients) const {
   constexpr std::int64_t kTile = 256;  // tokens that products on a GPU work on at a time
-  constexpr std::size_t kStatisticsScratch = std::size_t{12} << 20;  // enough to keep a GPU busy
+  constexpr std::size_t kStatisticsScratch = std::size_t{14} << 20;  // enough to keep a GPU busy
   const std::int64_t ranks = table_->group().size();
   // Every rank of the group must cut the same chunks: count the largest shard's rows, not one's own.
   const std::int64_t rows = table_rows(config_->vocabulary, 0, static_cast<int>(ranks)).size();

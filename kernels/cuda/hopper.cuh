@@ -157,6 +157,16 @@ __device__ inline void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/// This CTA does not mind if the next kernel of the stream starts, where that was launched for it
+/// [griddepcontrol].
+__device__ inline void let_next_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+/// Waits for the end of the kernel before, where this one was launched not to wait for it at its start.
+__device__ inline void wait_for_previous() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 /// Stores to the same variable in shared memory of CTA `rank` of the cluster; arrive_release_at
 /// makes it visible [mapa, st.shared::cluster].
 __device__ inline void store_at(std::uint32_t shared, std::uint32_t rank, int x) {
@@ -299,9 +309,17 @@ __device__ inline void tma_store(const CUtensorMap& map, const Box<kDims>& box, 
 /// Adds `shared` to a box, element by element, in the map's type: float32, or bf16 rounded to nearest
 /// [cp.reduce.async.bulk.tensor]. Additions of several CTAs to one box come in no fixed order.
 template <int kDims>
-__device__ inline void tma_add(const CUtensorMap& map, const Box<kDims>& box, std::uint32_t shared){
-    LAPIDARY_TENSOR_ASM("cp.reduce.async.bulk.tensor", ".global.shared::cta.add.bulk_group", "[%5, ",
-                        "], [%4];", "r"(shared), "l"(&map))}
+__device__ inline void tma_add(const CUtensorMap& map, const Box<kDims>& box, std::uint32_t shared) {
+  LAPIDARY_TENSOR_ASM("cp.reduce.async.bulk.tensor", ".global.shared::cta.add.bulk_group", "[%5, ",
+                      "], [%4];", "r"(shared), "l"(&map))
+}
+
+/// The same with an L2 policy.
+template <int kDims>
+__device__ inline void tma_add(const CUtensorMap& map, const Box<kDims>& box, std::uint32_t shared,
+                               std::uint64_t policy){
+    LAPIDARY_TENSOR_ASM("cp.reduce.async.bulk.tensor", ".global.shared::cta.add.bulk_group.L2::cache_hint",
+                        "[%5, ", "], [%4], %6;", "r"(shared), "l"(&map), "l"(policy))}
 
 /// Adds `bytes` (a multiple of 16) of float32 in shared memory to contiguous global memory
 /// [cp.reduce.async.bulk].

@@ -1,5 +1,6 @@
 #include "kernels/cuda/loss_products.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cuda/loss_epilogues.cuh"
@@ -12,10 +13,25 @@ namespace {
 
 using namespace product;
 
-static_assert(kProductRows == kTileM * kCluster && kProductColumns == kTileN);
+static_assert(kProductRows == kTileM * Two::kM && Two::kM == Four::kM && Two::kM == Eight::kM &&
+              kProductColumns == kTileN);
 
 int tiles(std::int64_t size, int tile) {
   return static_cast<int>(ceil_div(size, tile));
+}
+
+/// A launch of `clusters` clusters; companion: as soon as those of the launch before all run.
+template <class First, class Second>
+cudaLaunchConfig_t launch_config(int clusters, bool companion, cudaLaunchAttribute& attribute) {
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(clusters * First::Cluster::kSize);
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = kSharedBytes;
+  config.attrs = &attribute;
+  config.numAttrs = companion ? 1 : 0;
+  return config;
 }
 
 /// Clusters of a kernel that run at a time on this GPU.
@@ -25,15 +41,8 @@ int resident_clusters() {
     cuda_ok(cudaFuncSetAttribute(kernel<First, Second>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(kSharedBytes)),
             "asking for a product's shared memory");
-    cudaLaunchConfig_t config{};
-    config.gridDim = kCluster;
-    config.blockDim = kThreads;
-    config.dynamicSmemBytes = kSharedBytes;
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {kCluster, 1, 1};
-    config.attrs = &cluster;
-    config.numAttrs = 1;
+    cudaLaunchAttribute attribute{};
+    const cudaLaunchConfig_t config = launch_config<First, Second>(1, false, attribute);
     int clusters = 0;
     cuda_ok(cudaOccupancyMaxActiveClusters(&clusters, kernel<First, Second>, &config),
             "asking how many clusters fit");
@@ -42,27 +51,58 @@ int resident_clusters() {
   return count;
 }
 
-/// All clusters run at a time, which parts of a sum that wait for others rely on.
+/// Multiprocessors of this GPU.
+int multiprocessors() {
+  static const int count = [] {
+    int device = 0, found = 0;
+    cuda_ok(cudaGetDevice(&device), "asking for the device");
+    cuda_ok(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device),
+            "counting multiprocessors");
+    return found;
+  }();
+  return count;
+}
+
 template <class First, class Second>
-void launch(Stream& stream, const First& first, const Second& second, int clusters) {
-  kernel<First, Second>
-      <<<static_cast<unsigned>(clusters * kCluster), kThreads, kSharedBytes, cuda_stream(stream)>>>(first,
-                                                                                                    second);
+void launch(Stream& stream, const First& first, const Second& second, int clusters, bool companion = false) {
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config = launch_config<First, Second>(clusters, companion, attribute);
+  config.stream = cuda_stream(stream);
+  cuda_ok(cudaLaunchKernelEx(&config, kernel<First, Second>, first, second), "launching a product");
   launched("a product of the loss head");
 }
 
+/// A product alone.
 template <class P>
 void launch(Stream& stream, P& product) {
   product.clusters = std::min(resident_clusters<P, Nothing>(), product.work.units());
   launch(stream, product, Nothing{}, product.clusters);
 }
 
-/// How product.cuh expects its operands.
-CUtensorMap map_a(const Tensor& x, Major major) {
-  return major == Major::k ? make_tensor_map(x, kTileM, kTileK) : make_tensor_map(x, kTileK, 64);
+/// Launches a product of clusters of two beside the larger ones of the launch before.
+template <class P>
+void launch_companion(Stream& stream, P& product, int clusters) {
+  if (product.work.units() == 0) return;
+  product.clusters = std::min({clusters, resident_clusters<P, Nothing>(), product.work.units()});
+  launch(stream, product, Nothing{}, product.clusters, true);
 }
+
+/// Clusters of two that find room beside so many of another size.
+template <class C>
+int spare_clusters(int clusters) {
+  return std::max(0, multiprocessors() - clusters * C::kSize) / Two::kSize;
+}
+
+/// How product.cuh expects its operands.
+template <class C>
+CUtensorMap map_a(const Tensor& x, Major major) {
+  return major == Major::k ? make_tensor_map(x, kTileM / C::kN, kTileK)
+                           : make_tensor_map(x, kTileK / C::kN, 64);
+}
+template <class C>
 CUtensorMap map_b(const Tensor& x, Major major) {
-  return major == Major::k ? make_tensor_map(x, kTileN / 2, kTileK) : make_tensor_map(x, kTileK / 2, 64);
+  return major == Major::k ? make_tensor_map(x, kTileN / C::kM, kTileK)
+                           : make_tensor_map(x, kTileK / C::kM, 64);
 }
 
 struct FinishTerms {
@@ -117,42 +157,64 @@ __global__ void __launch_bounds__(kFinishRows* kFinishParts) finish_stats(Finish
       static_cast<float>(t.first_row + static_cast<int>(0xffffffffu - static_cast<unsigned>(best)));
 }
 
+template <class C, bool kStore>
+using ScoreProduct = Product<C, Operand<Major::k, true>, Operand<Major::k>, ScaledExp<kStore>>;
+
+/// Tiles [first, last) of the table's rows.
+template <class C, bool kStore>
+ScoreProduct<C, kStore> score_part(const LossScores& op, const typename ScaledExp<kStore>::Terms& terms,
+                                   int first, int last) {
+  ScoreProduct<C, kStore> out{{map_a<C>(op.hidden, Major::k), map_b<C>(op.table, Major::k), {}}, {}, terms};
+  if constexpr (kStore) out.maps.c = make_tensor_map(op.scores, kTileM, 64);
+  out.work.rows = tiles(op.hidden.rows(), kTileM * C::kM);
+  out.work.columns = tiles(last - first, C::kN);
+  out.work.steps = tiles(op.hidden.cols(), kTileK);
+  out.work.group = std::min(out.work.rows, 8);
+  out.work.first_n = first;
+  return out;
+}
+
+/// The product, shared out such that all multiprocessors are done at the same time.
+template <bool kStore>
+void launch_scores(Stream& stream, const LossScores& op, const typename ScaledExp<kStore>::Terms& terms) {
+  auto main = score_part<Four, kStore>(op, terms, 0, terms.tiles);
+  const int resident = resident_clusters<decltype(main), Nothing>(), spare = spare_clusters<Four>(resident);
+  if (spare > 0) {
+    const int parts = resident * Four::kN + spare;
+    main.work.columns = std::max(1, (terms.tiles * resident + parts / 2) / parts);
+  }
+  launch(stream, main);
+  const int done = std::min(main.work.columns * Four::kN, terms.tiles);
+  auto companion = score_part<Two, kStore>(op, terms, done, terms.tiles);
+  launch_companion(stream, companion, spare);
+}
+
 template <bool kStore>
 void score_product_as(Stream& stream, const LossScores& op) {
-  const std::int64_t tokens = op.hidden.rows(), rows = op.table.rows();
+  const auto tokens = static_cast<int>(op.hidden.rows()), rows = static_cast<int>(op.table.rows()),
+             columns = tiles(rows, kTileN), first_row = static_cast<int>(op.first_row);
   const ScoreScratch plan(tokens, rows);
+  const auto stride = static_cast<int>(plan.stride);
   auto* scratch = static_cast<std::byte*>(op.scratch.data());
   auto* partial = reinterpret_cast<float*>(scratch);
   auto* best = reinterpret_cast<unsigned long long*>(scratch + plan.partial);
   auto* target = reinterpret_cast<float*>(scratch + plan.partial + plan.best);
-  cuda_ok(cudaMemsetAsync(best, 0, plan.best, cuda_stream(stream)), "clearing the best logits");
-  Work work{};
-  work.pairs = tiles(tokens, kTileM * kCluster);
-  work.columns = tiles(rows, kTileN);
-  work.steps = tiles(op.hidden.cols(), kTileK);
-  work.splits = 1;
-  work.group = std::min(work.pairs, 8);
+  const auto* targets = ptr<std::int32_t>(op.targets);
   const SoftCap cap(op.cap);
-  Product<Major::k, Major::k, ScaledExp<kStore>> product{
-      {map_a(op.hidden, Major::k), map_b(op.table, Major::k), {}},
-      work,
-      {cap, static_cast<int>(tokens), static_cast<int>(rows), static_cast<int>(plan.stride),
-       static_cast<int>(op.first_row), ptr<std::int32_t>(op.targets), partial, best, target,
-       ptr_or_null<float>(op.tile_best), work.columns}};
-  if constexpr (kStore) product.maps.c = make_tensor_map(op.scores, kTileM, 64);
-  launch(stream, product);
+  cuda_ok(cudaMemsetAsync(best, 0, plan.best, cuda_stream(stream)), "clearing the best logits");
+  launch_scores<kStore>(stream, op,
+                        {cap, tokens, rows, stride, first_row, targets, partial, best, target,
+                         ptr_or_null<float>(op.tile_best), columns});
   finish_stats<<<static_cast<unsigned>(ceil_div(tokens, kFinishRows)), kFinishRows * kFinishParts, 0,
-                 cuda_stream(stream)>>>({cap, static_cast<float>(op.cap), static_cast<int>(tokens),
-                                         static_cast<int>(rows), static_cast<int>(plan.stride), work.columns,
-                                         static_cast<int>(op.first_row), ptr<std::int32_t>(op.targets),
-                                         partial, best, target, ptr<float>(op.stats)});
+                 cuda_stream(stream)>>>({cap, static_cast<float>(op.cap), tokens, rows, stride, columns,
+                                         first_row, targets, partial, best, target, ptr<float>(op.stats)});
   launched("the loss head's statistics");
 }
 
 /// Parts of k for a product with few tiles: the fewest that keep all clusters busy to within 1 %.
 int splits_for(const Work& work, int clusters) {
   constexpr int kMost = 128, kShortest = 32;
-  const int tiles = work.pairs * work.columns;
+  const int tiles = work.rows * work.columns;
   const auto efficiency = [&](int splits) {
     const int units = tiles * splits, rounds = (units + clusters - 1) / clusters;
     return static_cast<double>(units) / (static_cast<double>(rounds) * clusters);
@@ -163,9 +225,10 @@ int splits_for(const Work& work, int clusters) {
   return best;
 }
 
-using HiddenProduct = Product<Major::k, Major::mn, AddInOrder>;
-template <class T>
-using TableProduct = Product<Major::mn, Major::mn, AddToTable<T>>;
+template <class C>
+using HiddenProduct = Product<C, Operand<Major::k>, Operand<Major::mn>, AddInOrder>;
+template <class C, class T>
+using TableProduct = Product<C, Operand<Major::mn>, Operand<Major::mn, true>, AddToTable<T>>;
 
 }  // namespace
 
@@ -179,63 +242,83 @@ void score_product(Stream& stream, const LossScores& op) {
 
 namespace {
 
-/// Both products in one launch, the clusters shared out by arithmetic.
-template <class T>
-void launch_together(Stream& stream, HiddenProduct& hidden, TableProduct<T>& table) {
-  const int clusters = resident_clusters<HiddenProduct, TableProduct<T>>();
-  const auto first = static_cast<double>(hidden.work.tile_steps()),
-             second = static_cast<double>(table.work.tile_steps());
-  hidden.clusters =
-      std::clamp(static_cast<int>(std::lround(clusters * first / (first + second))), 1, clusters - 1);
-  table.clusters = clusters - hidden.clusters;
-  hidden.work.splits = splits_for(hidden.work, hidden.clusters);
-  launch(stream, hidden, table, clusters);
-}
-
-HiddenProduct hidden_product(const GradientProducts& p) {
-  HiddenProduct out{
-      {map_a(p.scores, Major::k), map_b(p.table, Major::mn), make_tensor_map(p.d_hidden, kTileM, 32)},
+template <class C>
+HiddenProduct<C> hidden_product(const GradientProducts& p) {
+  HiddenProduct<C> out{
+      {map_a<C>(p.scores, Major::k), map_b<C>(p.table, Major::mn), make_tensor_map(p.d_hidden, kTileM, 32)},
       {},
-      {}};
-  out.work.pairs = tiles(p.d_hidden.rows(), kTileM * kCluster);
-  out.work.columns = tiles(p.d_hidden.cols(), kTileN);
+      {p.parts, tiles(p.d_hidden.cols(), kTileN)}};
+  out.work.rows = tiles(p.d_hidden.rows(), kTileM * C::kM);
+  out.work.columns = tiles(p.d_hidden.cols(), kTileN * C::kN);
   out.work.steps = tiles(p.table.rows(), kTileK);
-  out.work.group = out.work.pairs;
-  out.terms = {p.parts, out.work.columns};
+  out.work.group = out.work.rows;
   return out;
 }
 
-template <class T>
-TableProduct<T> table_product(const GradientProducts& p) {
-  TableProduct<T> out{{map_a(p.scores, Major::mn), map_b(p.scaled, Major::mn),
-                       make_tensor_map(p.d_table, kTileM, AddToTable<T>::kColumns)},
-                      {},
-                      {}};
-  out.work.pairs = tiles(p.d_table.rows(), kTileM * kCluster);
-  out.work.columns = tiles(p.d_table.cols(), kTileN);
+/// Clusters' rows [first, last) of the table.
+template <class C, class T>
+TableProduct<C, T> table_product(const GradientProducts& p, int first, int last) {
+  TableProduct<C, T> out{{map_a<C>(p.scores, Major::mn), map_b<C>(p.scaled, Major::mn),
+                          make_tensor_map(p.d_table, kTileM, AddToTable<T>::kColumns)},
+                         {},
+                         {}};
+  out.work.rows = last - first;
+  out.work.columns = tiles(p.d_table.cols(), kTileN * C::kN);
   out.work.steps = tiles(p.scaled.rows(), kTileK);
-  out.work.splits = out.work.group = 1;
+  out.work.first_m = first * C::kM;
   return out;
+}
+
+/// Rows of clusters that the table has.
+int table_rows(const GradientProducts& p) {
+  return tiles(p.d_table.rows(), kTileM * Two::kM);
+}
+
+/// Both products in one launch, and some of the second one's rows beside it, shared out such that all
+/// multiprocessors are done at the same time.
+void launch_together(Stream& stream, const GradientProducts& p) {
+  constexpr double kTraffic = 3.0;  // what a tile's way from and to memory costs, in steps of k: measured
+  using Hidden = HiddenProduct<Eight>;
+  using Table = TableProduct<Eight, float>;
+  const int rows = table_rows(p);
+  auto hidden = hidden_product<Eight>(p);
+  auto table = table_product<Eight, float>(p, 0, rows);
+  // At least one cluster for each product; those that find no room at once come later.
+  const int resident = std::max(2, resident_clusters<Hidden, Table>()),
+            spare = spare_clusters<Eight>(resident);
+  const double hidden_time = static_cast<double>(hidden.work.units()) * hidden.work.steps,
+               table_time = static_cast<double>(table.work.units()) * (table.work.steps + kTraffic),
+               clusters = resident + spare * static_cast<double>(Two::kSize) / Eight::kSize;
+  const auto share = static_cast<int>(std::lround(clusters * hidden_time / (hidden_time + table_time)));
+  hidden.clusters = std::clamp(share, 1, resident - 1);
+  table.clusters = resident - hidden.clusters;
+  hidden.work.splits = splits_for(hidden.work, hidden.clusters);
+  table.work.rows = static_cast<int>(std::ceil(rows * table.clusters / (clusters - hidden.clusters)));
+  launch(stream, hidden, table, resident);
+  auto companion = table_product<Two, float>(p, table.work.rows, rows);
+  launch_companion(stream, companion, spare);
+}
+
+/// One product after the other.
+void launch_in_turn(Stream& stream, const GradientProducts& p) {
+  auto hidden = hidden_product<Two>(p);
+  hidden.work.splits = splits_for(hidden.work, resident_clusters<HiddenProduct<Two>, Nothing>());
+  launch(stream, hidden);
+  auto table = table_product<Two, Bf16>(p, 0, table_rows(p));
+  launch(stream, table);
 }
 
 }  // namespace
 
 void gradient_products(Stream& stream, const GradientProducts& p) {
-  HiddenProduct hidden = hidden_product(p);
-  const auto counters = static_cast<std::size_t>(hidden.work.pairs * kCluster * hidden.work.columns);
-  cuda_ok(cudaMemsetAsync(p.parts, 0, counters * sizeof(int), cuda_stream(stream)),
+  const std::int64_t counters = product_tiles(p.d_hidden.rows(), kProductRows) * Two::kM *
+                                product_tiles(p.d_hidden.cols(), kProductColumns);
+  cuda_ok(cudaMemsetAsync(p.parts, 0, static_cast<std::size_t>(counters) * sizeof(int), cuda_stream(stream)),
           "clearing a product's counters");
-  if (p.d_table.dtype() == DType::f32) {
-    TableProduct<float> table = table_product<float>(p);
-    launch_together(stream, hidden, table);
-    return;
-  }
-  if (p.d_table.dtype() != DType::bf16) refuse("LossGradient", p.d_table.dtype());
-  // Half the traffic: measured faster one after the other.
-  hidden.work.splits = splits_for(hidden.work, resident_clusters<HiddenProduct, Nothing>());
-  launch(stream, hidden);
-  TableProduct<Bf16> table = table_product<Bf16>(p);
-  launch(stream, table);
+  if (p.d_table.dtype() == DType::f32) return launch_together(stream, p);
+  // Half the traffic: measured faster in turn.
+  if (p.d_table.dtype() == DType::bf16) return launch_in_turn(stream, p);
+  refuse("LossGradient", p.d_table.dtype());
 }
 
 }  // namespace lapidary

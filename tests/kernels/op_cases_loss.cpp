@@ -211,7 +211,9 @@ std::vector<OpCase> loss_cases() {
         // Rows that a GPU's TMA can address: beside, on and over the edges of its products' tiles.
         Head{"tiles", 130, 24, 392, 1, 30.0}, Head{"tile", 1, 8, 8, 1, 4.0},
         Head{"tile_shards", 40, 72, 592, 2, 30.0, 0.1, 1e-3}, Head{"tile_empty_shards", 5, 8, 3, 5, 4.0},
-        Head{"tile_z_loss", 9, 40, 201, 3, 30.0, 0, 1e-3}}) {
+        Head{"tile_z_loss", 9, 40, 201, 3, 30.0, 0, 1e-3},
+        // So many rows that clusters of both sizes take part.
+        Head{"tile_clusters", 12, 16, 2601, 1, 30.0}}) {
     out.push_back(loss_case(s));
     for (const bool wide : {false, true}) out.push_back(loss_gradient_case(s, wide));
   }
