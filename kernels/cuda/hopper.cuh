@@ -157,16 +157,6 @@ __device__ inline void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/// This CTA does not mind if the next kernel of the stream starts, where that was launched for it
-/// [griddepcontrol].
-__device__ inline void let_next_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-/// Waits for the end of the kernel before, where this one was launched not to wait for it at its start.
-__device__ inline void wait_for_previous() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
 /// Stores to the same variable in shared memory of CTA `rank` of the cluster; arrive_release_at
 /// makes it visible [mapa, st.shared::cluster].
 __device__ inline void store_at(std::uint32_t shared, std::uint32_t rank, int x) {

@@ -358,7 +358,7 @@ __global__ void __cluster_dims__(First::Cluster::kSize, 1, 1) __launch_bounds__(
   if (threadIdx.x == 0) init_barriers<C>(at);
   hopper::cluster_arrive();
   hopper::cluster_wait();
-  hopper::let_next_start();
+  hopper::launch_dependents();
   if constexpr (std::is_same_v<Second, Nothing>) {
     run(first, at, seat);
   } else if (seat.cluster < first.clusters) {
