@@ -1,10 +1,12 @@
 // lapidary bench attention: both kinds of layer of Gemma 4 12B, forward and backward, under several masks.
+#include <algorithm>
 #include <cmath>
 #include <iostream>
 
 #include "kernels/attention_tiles.h"
 #include "kernels/batch.h"
 #include "kernels/check.h"
+#include "kernels/op_traffic.h"
 #include "kernels/ops.h"
 #include "launch/bench.h"
 #include "launch/commands.h"
@@ -128,6 +130,15 @@ class AttentionBench {
             .host_lo = m.keys.lo.data(),
             .host_hi = m.keys.hi.data()};
   }
+  /// Bytes that have to be moved whatever the mask: what is read, once, and what is written, once.
+  double traffic(bool back) const {
+    const double side = static_cast<double>((q_.bytes() + k_.bytes()) * 2 + (back ? 0 : lse_.bytes()));
+    return back ? 2 * side + static_cast<double>(lse_.bytes()) : side;
+  }
+  Copy copy() const {
+    const auto rows = [&](const Tensor& x) { return x.reshape({tokens_ * kind_.heads, kind_.dim}); };
+    return {.in = rows(q_), .out = rows(d_q_)};
+  }
   void print(const std::vector<Mask>& masks, const std::vector<BenchTime>& times) const;
 
   Backend& backend_;
@@ -153,6 +164,7 @@ void AttentionBench::time(int rounds) {
     cases.push_back({"forward", [this, &m] { run(stream_, forward(m)); }});
     cases.push_back({"backward", [this, &m] { run(stream_, backward(m)); }});
   }
+  cases.push_back({"copy", [this] { run(stream_, copy()); }});
   BenchOptions options;
   options.rounds = rounds;
   print(masks, time_in_turn(stream_, cases, options));
@@ -163,8 +175,9 @@ void AttentionBench::time(int rounds) {
 void AttentionBench::print(const std::vector<Mask>& masks, const std::vector<BenchTime>& times) const {
   std::cout << fmt::format("\n{} tokens, {}\n{:<32}{:>12}", tokens_, kind_.name, "", "keys/query");
   for (const char* side : {"forward ms", "backward ms"})
-    std::cout << fmt::format("{:>12}{:>9}{:>8}{:>8}", side, "TFLOP/s", "a pair", "tiles");
+    std::cout << fmt::format("{:>12}{:>9}{:>8}{:>8}{:>8}", side, "TFLOP/s", "a pair", "tiles", "floor");
   std::cout << "\n";
+  const double bytes_per_ms = traffic_of(copy()) / times.back().median;
   double first[2] = {};
   for (std::size_t i = 0; i < masks.size(); ++i) {
     const double pairs = pairs_of(masks[i].keys);
@@ -175,12 +188,15 @@ void AttentionBench::print(const std::vector<Mask>& masks, const std::vector<Ben
     for (std::size_t side = 0; side < 2; ++side) {
       const double ms = times[2 * i + side].median, cost = ms / pairs;
       if (i == 0) first[side] = cost;
-      line +=
-          fmt::format("{:>12.3f}{:>9.0f}{:>7.2f}x{:>7.2f}x", ms, (side == 0 ? 2 : 5) * products / ms * 1e-9,
-                      cost / first[side], (side == 0 ? computed.forward : computed.backward) / pairs);
+      const double floor = std::max(first[side] * pairs, traffic(side == 1) / bytes_per_ms);
+      line += fmt::format("{:>12.3f}{:>9.0f}{:>7.2f}x{:>7.2f}x{:>7.2f}x", ms,
+                          (side == 0 ? 2 : 5) * products / ms * 1e-9, cost / first[side],
+                          (side == 0 ? computed.forward : computed.backward) / pairs, ms / floor);
     }
     std::cout << line << "\n" << std::flush;
   }
+  std::cout << fmt::format("operands and results at the rate of a copy, {:.0f} GB/s: {:.3f} ms, {:.3f} ms\n",
+                           bytes_per_ms * 1e-6, traffic(false) / bytes_per_ms, traffic(true) / bytes_per_ms);
 }
 
 }  // namespace
@@ -193,7 +209,9 @@ int run_bench_attention(const BenchAttentionArguments& arguments) {
       << "\nUseful products: 2 forward, 5 backward, of 2 d FLOP for every visible pair and head. \"a pair\": "
          "cost of a visible pair against the first row. \"tiles\": pairs in the tiles that are computed, for "
          "every "
-         "visible one.\n";
+         "visible one. \"floor\": the time against the larger of the first row's for as many pairs and that "
+         "of a "
+         "copy of as many bytes as operands and results have.\n";
   for (const int tokens : arguments.tokens)
     for (const LayerKind& kind : kKinds)
       AttentionBench(backend, *stream, kind, tokens).time(arguments.rounds);

@@ -105,21 +105,16 @@ struct Queue {
   }
 };
 
-/// What a producer takes from the counter of items, two ahead of what it loads: the number and then the
-/// bounds of an item are on their way while the tiles of those before are.
+/// What a producer takes from the counter of items: not before it has loaded all of the item before, for an
+/// item that one block has reserved is one that another can not begin, and the blocks shall end together.
 template <class Arguments, class Bounds>
 class Feed {
  public:
-  __device__ Feed(const Arguments& a, Queue& queue) : a_(a), queue_(queue) {
-    next_ = Bounds::of(a_, atomicAdd(a_.counter, 1));
-    following_ = atomicAdd(a_.counter, 1);
-  }
+  __device__ Feed(const Arguments& a, Queue& queue) : a_(a), queue_(queue) {}
   /// The next item, also handed to the consumers; a number past the last ends both.
   __device__ Work take() {
-    const Work work = next_;
+    const Work work = Bounds::of(a_, atomicAdd(a_.counter, 1));
     queue_.push(ring_, work);
-    next_ = Bounds::of(a_, following_);
-    following_ = atomicAdd(a_.counter, 1);
     return work;
   }
 
@@ -127,8 +122,6 @@ class Feed {
   const Arguments& a_;
   Queue& queue_;
   Ring<2> ring_;
-  Work next_;
-  int following_;
 };
 
 /// Descriptor of a tile whose rows are m (n) of a product: columns are k. Made anew for every product: kept
@@ -237,6 +230,38 @@ class Output {
  private:
   std::uint32_t held_ = 0;
 };
+
+/// Where results turn from the order of wgmma's registers into rows: two panels of 16 rows and 64 columns of
+/// every warp.
+struct alignas(1024) OutputPanels {
+  Bf16 data[kConsumers / 32][2][16 * 64];
+};
+
+/// Stores the thread's two rows of a warpgroup's [64, 256] sum times a factor each, in bf16, at 64 rows from
+/// `token` on of a head of x [tokens, heads, 256], by way of the warp's panels.
+__device__ __forceinline__ void store_rows(OutputPanels& panels, Bf16* x, int token, int tokens, int head,
+                                           int heads, const float (&sum)[128], const float (&factor)[2]) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int row = token + warp % 4 * 16 + lane / 8;
+  Bf16* const to = x + (static_cast<std::int64_t>(row) * heads + head) * kDim + lane % 8 * 8;
+  const std::int64_t step = static_cast<std::int64_t>(4) * heads * kDim;
+  const std::uint32_t panel = at(&panels.data[warp]);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) hopper::store_panel(panel + i * 2048, sum, 2 * half + i, factor);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (row + 4 * i >= tokens) continue;
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        *reinterpret_cast<uint4*>(to + i * step + (2 * half + j) * 64) =
+            hopper::load_shared(panel + j * 2048 + hopper::swizzle128(i * 512 + lane * 16));
+    }
+  }
+}
 
 /// Stores zeros at a warpgroup's 64 rows from `token` on of a head of x [tokens, heads, 256].
 __device__ inline void store_zeros(Bf16* x, int token, int tokens, int head, int heads) {

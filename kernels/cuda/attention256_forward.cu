@@ -1,7 +1,8 @@
 // Forward attention for heads of 256 components. An item is 64 tokens of two query heads that share a key
 // head (or 128 tokens of one head where the group is odd): each consumer warpgroup has 64 rows of queries,
 // both read the same tiles of 64 keys. A warpgroup starts the scores of tile j + 1 and the sum over the
-// values of tile j together, so that the softmax of j + 1 runs beside the products.
+// values of tile j together, so that the softmax of j + 1 runs beside the products; and the first scores of
+// an item beside the last sum of the one before, whose results leave meanwhile.
 #include "kernels/cuda/attention256.cuh"
 
 namespace lapidary {
@@ -22,13 +23,16 @@ struct ForwardArguments {
 struct ForwardShared {
   static constexpr int kStages = 2;
   Tile q[2], k[kStages], v[kStages];
-  Barrier q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  OutputPanels panels;
+  Barrier q_full[2], q_empty[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
   Queue queue;
 
   __device__ void init() {
     constexpr int kWarps = kConsumers / 32;
-    hopper::barrier_init(at(&q_full), 1);
-    hopper::barrier_init(at(&q_empty), kWarps);
+    for (int i = 0; i < 2; ++i) {
+      hopper::barrier_init(at(&q_full[i]), 1);
+      hopper::barrier_init(at(&q_empty[i]), kWarps / 2);
+    }
     for (int i = 0; i < kStages; ++i) {
       hopper::barrier_init(at(&k_full[i]), 1);
       hopper::barrier_init(at(&v_full[i]), 1);
@@ -53,10 +57,12 @@ __device__ void produce_forward(const ForwardArguments& a, ForwardShared& s) {
       hopper::arrive_expect(at(&s.k_full[kv.stage]), kTileBytes);
       load_tile(s.k[kv.stage], a.k, key, item.kv, s.k_full[kv.stage]);
       if (key == work.begin) {
-        hopper::wait(at(&s.q_empty), q.parity ^ 1);
+        for (int i = 0; i < 2; ++i) {
+          hopper::wait(at(&s.q_empty[i]), q.parity ^ 1);
+          hopper::arrive_expect(at(&s.q_full[i]), kTileBytes);
+          load_tile(s.q[i], a.q, item.token_of(i), item.head_of(i), s.q_full[i]);
+        }
         q.next();
-        hopper::arrive_expect(at(&s.q_full), 2 * kTileBytes);
-        for (int i = 0; i < 2; ++i) load_tile(s.q[i], a.q, item.token_of(i), item.head_of(i), s.q_full);
       }
       hopper::wait(at(&s.v_empty[kv.stage]), kv.parity ^ 1);
       hopper::arrive_expect(at(&s.v_full[kv.stage]), kTileBytes);
@@ -132,128 +138,137 @@ __device__ inline void rescale(float (&out)[128], const float (&factor)[2]) {
   for (int i = 0; i < 128; ++i) out[i] *= factor[i / 2 % 2];
 }
 
-/// Waits for the scores of tile `key` and makes them probabilities in place; as Softmax::step.
-__device__ inline bool take_scores(ForwardShared& s, const Rows& rows, const Place& place, int key,
-                                   Ring<ForwardShared::kStages>& k, Softmax& softmax, float (&scores)[32],
-                                   float (&factor)[2]) {
-  hopper::pin(scores);
-  arrive_warp(s.k_empty[k.stage]);
-  k.next();
-  mask_scores(scores, rows, key, place);
-  return softmax.step(scores, factor);
-}
-
-/// Walks the item's tiles of keys (one at least); out += the unnormalised sum over the values.
-__device__ inline void attend(ForwardShared& s, const Rows& rows, const Place& place, int begin, int tiles,
-                              const Tile& q, Ring<ForwardShared::kStages>& k, Ring<ForwardShared::kStages>& v,
-                              Softmax& softmax, float (&out)[128]) {
-  float scores[32], factor[2];
-  std::uint32_t p[4][4];
-  hopper::wait(at(&s.k_full[k.stage]), k.parity);
-  start_scores(scores, by_rows(q), by_rows(s.k[k.stage]));
-  hopper::wgmma_wait<0>();
-  take_scores(s, rows, place, begin, k, softmax, scores, factor);
-  pack(p, scores);
-  for (int j = 1; j < tiles; ++j) {
-    hopper::wait(at(&s.k_full[k.stage]), k.parity);
-    start_scores(scores, by_rows(q), by_rows(s.k[k.stage]));
-    hopper::wait(at(&s.v_full[v.stage]), v.parity);
-    start_sum(out, p, by_columns(s.v[v.stage]), true);
-    hopper::wgmma_wait<1>();
-    const bool moved = take_scores(s, rows, place, begin + j * kTile, k, softmax, scores, factor);
-    hopper::wgmma_wait<0>();
-    hopper::pin(out);
-    arrive_warp(s.v_empty[v.stage]);
-    v.next();
-    if (moved) rescale(out, factor);
-    pack(p, scores);
-  }
-  arrive_warp(s.q_empty);
-  hopper::wait(at(&s.v_full[v.stage]), v.parity);
-  start_sum(out, p, by_columns(s.v[v.stage]), true);
-  hopper::wgmma_wait<0>();
-  hopper::pin(out);
-  arrive_warp(s.v_empty[v.stage]);
-  v.next();
-}
-
-/// Lane q of a quad has word q of every 16-byte group; afterwards word[0..3] is group q whole.
-__device__ inline void transpose_quad(std::uint32_t (&word)[4]) {
-  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-  const std::uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? word[0] : word[1], 1);
-  const std::uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? word[2] : word[3], 1);
-  if (odd) {
-    word[0] = a, word[2] = b;
-  } else {
-    word[1] = a, word[3] = b;
-  }
-  // word[0, 1]: half of group (odd); word[2, 3]: half of group 2 + (odd).
-  const std::uint32_t c = __shfl_xor_sync(0xffffffffu, upper ? word[0] : word[2], 2);
-  const std::uint32_t d = __shfl_xor_sync(0xffffffffu, upper ? word[1] : word[3], 2);
-  if (upper) {
-    word[0] = c, word[1] = d;
-  } else {
-    word[2] = c, word[3] = d;
-  }
-}
-
-/// Stores the thread's two rows of a [64, 256] sum times a factor each, in bf16; null where a row is not to
-/// be stored. All lanes take part.
-__device__ inline void store_rows(const float (&sum)[128], Bf16* const (&row)[2], const float (&factor)[2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-#pragma unroll
-    for (int g = 0; g < 8; ++g) {
-      std::uint32_t word[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int from = (4 * g + i) * 4 + 2 * r;
-        word[i] = hopper::pack_bf16(sum[from] * factor[r], sum[from + 1] * factor[r]);
-      }
-      transpose_quad(word);
-      if (row[r])
-        *reinterpret_cast<uint4*>(row[r] + (4 * g + lane) * 8) =
-            make_uint4(word[0], word[1], word[2], word[3]);
-    }
-  }
-}
-
-__device__ void consume_forward(const ForwardArguments& a, ForwardShared& s) {
-  const int group = warpgroup_index();
-  const Place place;
+/// What a consumer warpgroup keeps from item to item.
+struct ForwardConsumer {
+  const ForwardArguments& a;
+  ForwardShared& s;
+  Place place;
+  int warpgroup = warpgroup_index();
   Ring<2> queue;
   Ring<1> q;
   Ring<ForwardShared::kStages> k, v;
-  for (;;) {
-    const Work work = s.queue.pop(queue);
-    if (work.number >= a.queries.items) return;
-    const QueryItem item(a.queries, work.number);
-    const int token = item.token_of(group), head = item.head_of(group);
-    const Rows rows(a.queries, a.lo, a.hi, token, place);
-    Softmax softmax;
-    float out[128] = {};
-    if (const int tiles = tiles_of(work); tiles > 0) {
-      hopper::wait(at(&s.q_full), q.parity);
-      q.next();
-      attend(s, rows, place, work.begin, tiles, s.q[group], k, v, softmax, out);
+
+  /// The next item that has keys, or the end.
+  __device__ __forceinline__ Work next_work() {
+    for (;;) {
+      const Work work = s.queue.pop(queue);
+      if (work.number >= a.queries.items || tiles_of(work) > 0) return work;
+      const QueryItem item(a.queries, work.number);
+      const int token = item.token_of(warpgroup), head = item.head_of(warpgroup);
+      store_zeros(a.out, token, a.queries.tokens, head, a.queries.heads);
+      const int row = token + static_cast<int>(threadIdx.x) % 128;
+      if (row < min(token + kTile, a.queries.tokens)) lse(head)[row] = -INFINITY;
     }
+  }
+
+  __device__ float* lse(int head) const { return a.lse + static_cast<std::int64_t>(head) * a.queries.tokens; }
+
+  __device__ __forceinline__ Rows rows_of(const Work& work) const {
+    return Rows(a.queries, a.lo, a.hi, QueryItem(a.queries, work.number).token_of(warpgroup), place);
+  }
+
+  /// Starts the scores of the next tile of keys.
+  __device__ __forceinline__ void start(float (&scores)[32]) {
+    hopper::wait(at(&s.k_full[k.stage]), k.parity);
+    start_scores(scores, by_rows(s.q[warpgroup]), by_rows(s.k[k.stage]));
+  }
+  /// The same of the first tile of an item.
+  __device__ __forceinline__ void start_item(float (&scores)[32]) {
+    hopper::wait(at(&s.q_full[warpgroup]), q.parity);
+    q.next();
+    start(scores);
+  }
+  /// Starts the sum over the values of the next tile.
+  __device__ __forceinline__ void start_values(float (&out)[128], const std::uint32_t (&p)[4][4]) {
+    hopper::wait(at(&s.v_full[v.stage]), v.parity);
+    start_sum(out, p, by_columns(s.v[v.stage]), true);
+  }
+
+  /// With the scores of tile `key` finished: makes them probabilities in place; as Softmax::step.
+  __device__ __forceinline__ bool take_scores(const Rows& rows, int key, bool last, Softmax& softmax,
+                                              float (&scores)[32], float (&factor)[2]) {
+    hopper::pin(scores);
+    arrive_warp(s.k_empty[k.stage]);
+    k.next();
+    if (last) arrive_warp(s.q_empty[warpgroup]);
+    mask_scores(scores, rows, key, place);
+    return softmax.step(scores, factor);
+  }
+
+  /// With a sum over values finished.
+  __device__ __forceinline__ void end_values(float (&out)[128]) {
+    hopper::pin(out);
+    arrive_warp(s.v_empty[v.stage]);
+    v.next();
+  }
+
+  /// Walks an item's tiles behind the first, whose probabilities are in p; those of the last are there after.
+  __device__ __forceinline__ void walk(const Rows& rows, const Work& work, Softmax& softmax,
+                                       std::uint32_t (&p)[4][4], float (&scores)[32], float (&out)[128]) {
+    float factor[2];
+    const int tiles = tiles_of(work);
+    for (int j = 1; j < tiles; ++j) {
+      start(scores);
+      start_values(out, p);
+      hopper::wgmma_wait<1>();
+      const bool moved = take_scores(rows, work.begin + j * kTile, j + 1 == tiles, softmax, scores, factor);
+      hopper::wgmma_wait<0>();
+      end_values(out);
+      if (moved) rescale(out, factor);
+      pack(p, scores);
+    }
+  }
+
+  /// Stores an item's results.
+  __device__ __forceinline__ void store(const Work& work, Softmax& softmax, const float (&out)[128]) {
+    const QueryItem item(a.queries, work.number);
+    const int token = item.token_of(warpgroup), head = item.head_of(warpgroup);
     softmax.finish();
     float factor[2];
-    Bf16* row[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int at_row = token + place.row + 8 * r;
-      const bool stored = at_row < a.queries.tokens;
+      const int row = token + place.row + 8 * r;
       factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
-      row[r] = stored ? a.out + (static_cast<std::int64_t>(at_row) * a.queries.heads + head) * kDim : nullptr;
-      if (stored && place.column == 0)
-        a.lse[static_cast<std::int64_t>(head) * a.queries.tokens + at_row] =
-            softmax.top[r] + logf(softmax.sum[r]);
+      if (place.column == 0 && row < a.queries.tokens) lse(head)[row] = softmax.top[r] + logf(softmax.sum[r]);
     }
-    store_rows(out, row, factor);
+    store_rows(s.panels, a.out, token, a.queries.tokens, head, a.queries.heads, out, factor);
   }
-}
+
+  /// (Branches and loops stand before an item's last sum: ptxas serialises all products if sums are read with
+  /// one in between.)
+  __device__ void run() {
+    float out[128], scores[32], factor[2];
+    std::uint32_t p[4][4];
+    Work work = next_work();
+    if (work.number >= a.queries.items) return;
+    Rows rows = rows_of(work);
+    start_item(scores);
+    for (;;) {
+      Softmax softmax;
+#pragma unroll
+      for (int i = 0; i < 128; ++i) out[i] = 0.0f;
+      hopper::wgmma_wait<0>();
+      take_scores(rows, work.begin, tiles_of(work) == 1, softmax, scores, factor);
+      pack(p, scores);
+      walk(rows, work, softmax, p, scores, out);
+      const Work next = next_work();
+      if (next.number >= a.queries.items) {
+        start_values(out, p);
+        hopper::wgmma_wait<0>();
+        end_values(out);
+        store(work, softmax, out);
+        break;
+      }
+      start_values(out, p);
+      start_item(scores);
+      rows = rows_of(next);
+      hopper::wgmma_wait<1>();
+      end_values(out);
+      store(work, softmax, out);
+      work = next;
+    }
+  }
+};
 
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_constant__ ForwardArguments a) {
   auto& s = shared_memory<ForwardShared>();
@@ -264,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_const
     if (threadIdx.x == kConsumers) produce_forward(a, s);
   } else {
     hopper::registers_inc<kConsumerRegisters>();
-    consume_forward(a, s);
+    ForwardConsumer{a, s}.run();
   }
 }
 

@@ -121,6 +121,7 @@ __device__ void produce_for_keys(const KeyArguments& a, KeyShared& s) {
 struct Columns {
   int begin[2], end[2];
   int all_from, all_to;
+  Columns() = default;
   __device__ Columns(const KeyArguments& a, int key, const Place& place) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -167,18 +168,31 @@ struct KeyConsumer {
   Ring<2> queue, stage;
   Ring<1> kv;
   Output output;
+
+  /// The next item that queries see, or the end. The keys of others get zeros.
+  __device__ __forceinline__ Work next_work(Bf16* result) {
+    for (;;) {
+      const Work work = s.queue.pop(queue);
+      if (work.number >= a.items) return work;
+      const KeyItem item(a, work);
+      if (item.steps > 0) return work;
+      store_zeros(result, item.key, a.tokens, item.kv, a.kv_heads);
+    }
+  }
 };
 
 /// The warpgroup that computes the probabilities and sums dv = p^T d_out.
 struct ValueSide : KeyConsumer {
   float2 lse2[8];
+  Columns columns;
+  int query;  ///< first of the step
 
   __device__ Bf16* result() const { return a.d_v; }
 
   /// Scores of the stage become p, sixteen queries after the other, here and for the other warpgroup; starts
   /// d_v += p^T d_out with each.
-  __device__ __forceinline__ void take(float (&scores)[32], std::uint32_t (&p)[4][4], const Columns& columns,
-                                       int query, float (&d_v)[128]) {
+  __device__ __forceinline__ void take(float (&scores)[32], float (&d_v)[128]) {
+    std::uint32_t p[4][4];
     hopper::pin(scores);
     arrive_warp(s.q_empty[stage.stage]);
     mask_scores(scores, columns, query, place);
@@ -208,20 +222,24 @@ struct ValueSide : KeyConsumer {
     load_columns(lse2, a.lse2 + statistic, place);
   }
 
-  /// d_v += the item's sum; it has one step at least.
-  __device__ __forceinline__ void walk(const KeyItem& item, float (&d_v)[128]) {
-    const Columns columns(a, item.key, place);
-    QueryCursor at_query(item);
-    float scores[32];
-    std::uint32_t p[4][4];
+  /// Starts the first scores of an item.
+  __device__ __forceinline__ void start_item(float (&scores)[32], const KeyItem& item) {
     hopper::wait(at(&s.k_full), kv.parity);
     kv.next();
-    start(scores, at_query.statistic(a, item));
-    output.release();
+    start(scores, QueryCursor(item).statistic(a, item));
+  }
+
+  /// d_v += the item's sum, with its first scores under way, except for the last step: take does that.
+  __device__ __forceinline__ void walk(const KeyItem& item, float (&scores)[32], float (&d_v)[128]) {
+    columns = Columns(a, item.key, place);
+    QueryCursor at_query(item);
+    query = at_query.query;
     hopper::wgmma_wait<0>();
+    output.release();
     for (int step = 1; step < item.steps; ++step) {
-      take(scores, p, columns, at_query.query, d_v);
+      take(scores, d_v);
       at_query.next(a);
+      query = at_query.query;
       const Barrier& done = s.d_out_empty[stage.stage];
       stage.next();
       start(scores, at_query.statistic(a, item));
@@ -231,31 +249,29 @@ struct ValueSide : KeyConsumer {
       hopper::pin(d_v);
     }
     arrive_warp(s.k_empty);
-    take(scores, p, columns, at_query.query, d_v);
-    hopper::wgmma_wait<0>();
-    hopper::pin(d_v);
   }
 
-  /// Ends a walk: d_v leaves by way of the last d_out. The other side has read that when it has taken p.
-  __device__ __forceinline__ void store(const KeyItem& item, const float (&d_v)[128]) {
-    hopper::wait(at(&s.p_empty[stage.stage]), stage.parity);
+  /// d_v leaves by way of the item's last d_out, in stage `last`. The other side has read that when it has
+  /// taken p.
+  __device__ __forceinline__ void store(const KeyItem& item, const Ring<2>& last, const float (&d_v)[128]) {
+    hopper::wait(at(&s.p_empty[last.stage]), last.parity);
     hopper::named_sync(1, 128);
-    output.store(s.d_out[stage.stage], &s.d_out_empty[stage.stage], a.stored_d_v, item.key, item.kv, d_v,
+    output.store(s.d_out[last.stage], &s.d_out_empty[last.stage], a.stored_d_v, item.key, item.kv, d_v,
                  {1.0f, 1.0f});
-    stage.next();
   }
 };
 
 /// The warpgroup that makes ds = p (dp - delta) and sums dk = ds^T q.
 struct KeySide : KeyConsumer {
   float2 delta[8];
+  Bf16* tile;  ///< where the gradients of the scores of the step are kept; may be null
 
   __device__ Bf16* result() const { return a.d_k; }
 
   /// Gradients of the probabilities become those of the scores, sixteen queries after the other; starts
-  /// d_k += ds^T q with each. They are also kept in `tile`, where it is not null.
-  __device__ __forceinline__ void take(float (&d_p)[32], std::uint32_t (&d_s)[4][4], float (&d_k)[128],
-                                       Bf16* tile) {
+  /// d_k += ds^T q with each. They are also kept.
+  __device__ __forceinline__ void take(float (&d_p)[32], float (&d_k)[128]) {
+    std::uint32_t d_s[4][4];
     hopper::pin(d_p);
     arrive_warp(s.d_out_empty[stage.stage]);
     hopper::wait(at(&s.q_full[stage.stage]), stage.parity);
@@ -291,19 +307,21 @@ struct KeySide : KeyConsumer {
     return a.kept.tile(head, at_query.query / kTile, item.key / kTile);
   }
 
-  /// d_k += the item's sum; it has one step at least.
-  __device__ __forceinline__ void walk(const KeyItem& item, float (&d_k)[128]) {
-    QueryCursor at_query(item);
-    float d_p[32];
-    std::uint32_t d_s[4][4];
+  /// Starts the first product of an item.
+  __device__ __forceinline__ void start_item(float (&d_p)[32], const KeyItem& item) {
     hopper::wait(at(&s.v_full), kv.parity);
     kv.next();
-    start(d_p, at_query.statistic(a, item));
-    output.release();
-    Bf16* tile = kept(item, at_query);
+    start(d_p, QueryCursor(item).statistic(a, item));
+  }
+
+  /// d_k += the item's sum, as ValueSide does.
+  __device__ __forceinline__ void walk(const KeyItem& item, float (&d_p)[32], float (&d_k)[128]) {
+    QueryCursor at_query(item);
+    tile = kept(item, at_query);
     hopper::wgmma_wait<0>();
+    output.release();
     for (int step = 1; step < item.steps; ++step) {
-      take(d_p, d_s, d_k, tile);
+      take(d_p, d_k);
       at_query.next(a);
       const Barrier& done = s.q_empty[stage.stage];
       stage.next();
@@ -315,34 +333,45 @@ struct KeySide : KeyConsumer {
       hopper::pin(d_k);
     }
     arrive_warp(s.v_empty);
-    take(d_p, d_s, d_k, tile);
-    hopper::wgmma_wait<0>();
-    hopper::pin(d_k);
   }
 
-  /// Ends a walk: d_k leaves by way of the last q, which the other side had read before it gave p.
-  __device__ __forceinline__ void store(const KeyItem& item, const float (&d_k)[128]) {
+  /// d_k leaves by way of the item's last q, in stage `last`, which the other side had read before it gave p.
+  __device__ __forceinline__ void store(const KeyItem& item, const Ring<2>& last, const float (&d_k)[128]) {
     hopper::named_sync(2, 128);
-    output.store(s.q[stage.stage], &s.q_empty[stage.stage], a.stored_d_k, item.key, item.kv, d_k,
-                 {1.0f, 1.0f});
-    stage.next();
+    output.store(s.q[last.stage], &s.q_empty[last.stage], a.stored_d_k, item.key, item.kv, d_k, {1.0f, 1.0f});
   }
 };
 
+/// The first product of an item runs while the sums of the one before leave. (Branches and loops stand before
+/// the last step: ptxas serialises all products if the sums are read with one in between.)
 template <class Side>
 __device__ void consume(const KeyArguments& a, KeyShared& s) {
   Side side{{a, s}};
+  float product[32], sum[128];
+  Work work = side.next_work(side.result());
+  if (work.number >= a.items) return;
+  side.start_item(product, KeyItem(a, work));
   for (;;) {
-    const Work work = s.queue.pop(side.queue);
-    if (work.number >= a.items) break;
     const KeyItem item(a, work);
-    if (item.steps > 0) {
-      float sum[128] = {};
-      side.walk(item, sum);
-      side.store(item, sum);
-    } else {
-      store_zeros(side.result(), item.key, a.tokens, item.kv, a.kv_heads);
+#pragma unroll
+    for (int i = 0; i < 128; ++i) sum[i] = 0.0f;
+    side.walk(item, product, sum);
+    work = side.next_work(side.result());
+    const Ring<2> last = side.stage;
+    if (work.number >= a.items) {
+      side.take(product, sum);
+      hopper::wgmma_wait<0>();
+      hopper::pin(sum);
+      side.store(item, last, sum);
+      break;
     }
+    const KeyItem next(a, work);
+    side.take(product, sum);
+    side.stage.next();
+    side.start_item(product, next);
+    hopper::wgmma_wait<1>();
+    hopper::pin(sum);
+    side.store(item, last, sum);
   }
   side.output.wait();
 }

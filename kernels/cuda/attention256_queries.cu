@@ -8,10 +8,10 @@ namespace {
 // ------------------------------------------------------------------------- from the scores' gradients
 
 struct SumArguments {
-  CUtensorMap k, gradients, stored;
+  CUtensorMap k, gradients;
   const std::int32_t *lo, *hi;
   KeptGradients kept;
-  Bf16* d_q;  ///< as `stored`
+  Bf16* d_q;
   int* counter;
   int heads;
   Queries queries;  ///< of the round's heads
@@ -26,7 +26,7 @@ struct ScoreTile {
 struct SumShared {
   static constexpr int kStages = 4;
   Tile k[kStages];
-  Tile out;  ///< the second warpgroup's result; the first's takes the last stage of k
+  OutputPanels panels;
   ScoreTile gradients[kStages][2];
   Barrier full[kStages], empty[kStages];
   Queue queue;
@@ -82,73 +82,73 @@ __device__ inline void to_rows(std::uint32_t (&d_s)[4][4], const uint4 (&raw)[4]
 
 /// What a consumer warpgroup of the sum kernel keeps from item to item.
 struct SumConsumer {
-  /// Named barriers: the first warpgroup waits until the other has read the last keys, which it overwrites;
-  /// the other does not run ahead of that.
-  static constexpr int kKeysRead = 1, kWaited = 2;
-
   const SumArguments& a;
   SumShared& s;
   int warpgroup = warpgroup_index();
   Ring<2> queue;
   Ring<SumShared::kStages> stage;
-  Output output;
 
-  /// d_q += the sum over the tiles [begin, end) of keys, one at least.
-  __device__ __forceinline__ void walk(int begin, int end, float (&d_q)[128]) {
-    uint4 raw[4];
-    std::uint32_t d_s[4][4];
-    hopper::wait(at(&s.full[stage.stage]), stage.parity);
-    load_gradients(raw, s.gradients[stage.stage][warpgroup]);
-    to_rows(d_s, raw);
-    for (int t = begin + 1; t < end; ++t) {
-      start_sum(d_q, d_s, by_columns(s.k[stage.stage]), true);
-      const Barrier& done = s.empty[stage.stage];
-      stage.next();
-      output.release<true>();
-      hopper::wait(at(&s.full[stage.stage]), stage.parity);
-      load_gradients(raw, s.gradients[stage.stage][warpgroup]);
-      hopper::wgmma_wait<0>();
-      hopper::pin(d_q);
-      hopper::arrive(at(&done));
-      to_rows(d_s, raw);
-    }
-    start_sum(d_q, d_s, by_columns(s.k[stage.stage]), true);
-    output.release<true>();
-    hopper::wgmma_wait<0>();
-    hopper::pin(d_q);
+  __device__ int head_of(const QueryItem& item) const {
+    return a.round.kv_begin * a.queries.group + item.head_of(warpgroup);
   }
 
-  /// Ends a walk.
-  __device__ __forceinline__ void store(int token, int head, const float (&d_q)[128]) {
-    if (warpgroup == 0) {
-      hopper::named_sync(kKeysRead, kConsumers);
-      hopper::named_arrive(kWaited, kConsumers);
-      output.store(s.k[stage.stage], &s.empty[stage.stage], a.stored, token, head, d_q, {1.0f, 1.0f});
-    } else {
-      hopper::arrive(at(&s.empty[stage.stage]));
-      hopper::named_arrive(kKeysRead, kConsumers);
-      hopper::named_sync(kWaited, kConsumers);
-      output.wait();
-      output.store(s.out, nullptr, a.stored, token, head, d_q, {1.0f, 1.0f});
-    }
-    stage.next();
-  }
-
-  __device__ void run() {
+  /// The next item that has keys, or the end. The queries of others get zeros.
+  __device__ __forceinline__ Work next_work() {
     for (;;) {
       const Work work = s.queue.pop(queue);
-      if (work.number >= a.queries.items) break;
+      if (work.number >= a.queries.items || first_tile(work.begin) < end_tile(work.begin, work.end))
+        return work;
       const QueryItem item(a.queries, work.number);
-      const int head = a.round.kv_begin * a.queries.group + item.head_of(warpgroup);
-      if (const int begin = first_tile(work.begin), end = end_tile(work.begin, work.end); begin < end) {
-        float d_q[128] = {};
-        walk(begin, end, d_q);
-        store(item.token, head, d_q);
-      } else {
-        store_zeros(a.d_q, item.token, a.queries.tokens, head, a.heads);
-      }
+      store_zeros(a.d_q, item.token, a.queries.tokens, head_of(item), a.heads);
     }
-    output.wait();
+  }
+
+  __device__ __forceinline__ void load(uint4 (&raw)[4]) {
+    hopper::wait(at(&s.full[stage.stage]), stage.parity);
+    load_gradients(raw, s.gradients[stage.stage][warpgroup]);
+  }
+  /// Starts d_q += ds k of the stage.
+  __device__ __forceinline__ void start(float (&d_q)[128], const std::uint32_t (&d_s)[4][4]) {
+    start_sum(d_q, d_s, by_columns(s.k[stage.stage]), true);
+    stage.next();
+  }
+  /// Ends it, in the stage before.
+  __device__ __forceinline__ void end(float (&d_q)[128], const Barrier& done) {
+    hopper::wgmma_wait<0>();
+    hopper::pin(d_q);
+    hopper::arrive(at(&done));
+  }
+
+  /// What the next tile needs is read beside the product of the one before, whichever item it belongs to.
+  __device__ void run() {
+    uint4 raw[4];
+    std::uint32_t d_s[4][4];
+    float d_q[128];
+    Work work = next_work();
+    if (work.number >= a.queries.items) return;
+    load(raw);
+    for (;;) {
+      const QueryItem item(a.queries, work.number);
+      const int tiles = end_tile(work.begin, work.end) - first_tile(work.begin);
+#pragma unroll
+      for (int i = 0; i < 128; ++i) d_q[i] = 0.0f;
+      for (int t = 1; t < tiles; ++t) {
+        to_rows(d_s, raw);
+        const Barrier& done = s.empty[stage.stage];
+        start(d_q, d_s);
+        load(raw);
+        end(d_q, done);
+      }
+      to_rows(d_s, raw);
+      const Barrier& done = s.empty[stage.stage];
+      start(d_q, d_s);
+      work = next_work();
+      const bool more = work.number < a.queries.items;
+      if (more) load(raw);
+      end(d_q, done);
+      store_rows(s.panels, a.d_q, item.token, a.queries.tokens, head_of(item), a.heads, d_q, {1.0f, 1.0f});
+      if (!more) break;
+    }
   }
 };
 
@@ -363,7 +363,6 @@ void sum_over_keys(const Attention256Backward& call, const BackwardBuffers& buff
   const AttentionSizes& z = call.sizes;
   SumArguments a{};
   a.k = tile_map(call.k, z.tokens, z.kv_heads);
-  a.stored = output_map(call.d_q, z.tokens, z.heads);
   a.lo = call.lo, a.hi = call.hi;
   a.kept = buffers.kept(round);
   a.gradients = gradients_map(a.kept, round, z.group());

@@ -3,6 +3,8 @@
 // gradients ds are written once as bf16 tiles, then dq = ds k, dk += ds^T q and dv += p^T d_out read them.
 // All five products run in the same loop: a cluster of two CTAs takes tasks in order from a counter and
 // shares the second operand of each product through multicast.
+#include <algorithm>
+
 #include "kernels/cuda/attention512.h"
 #include "kernels/cuda/attention512_loader.cuh"
 #include "kernels/cuda/attention512_tasks.cuh"
@@ -21,15 +23,6 @@ constexpr int kThreads = 3 * 128;        ///< a warpgroup that loads, two that c
 constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 columns
 constexpr int kSharedBytes = sizeof(Shared) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
-
-__device__ inline uint4 load_shared(std::uint32_t shared) {
-  uint4 x;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "r"(shared)
-               : "memory");
-  return x;
-}
 
 /// Stores a warp's 16 rows of 256 sums, times a factor for each of the thread's two, at rows [row, row + 16)
 /// and columns from `column` on of x [rows, kDim], by way of 2 KiB of shared memory that are the warp's own.
@@ -142,7 +135,7 @@ struct Consumer {
     store_panel(panel(), word);
     __syncwarp();
     std::byte* const to =
-        z.tile(t.block, gradients, t.panel + column, t.box + group) + warp * kWarpPanel + lane * 16;
+        z.tile(t.slot, gradients, t.panel + column, t.box + group) + warp * kWarpPanel + lane * 16;
 #pragma unroll
     for (int i = 0; i < kWarpPanel; i += 512)
       *reinterpret_cast<uint4*>(to + i) = load_shared(panel() + lane * 16 + i);
@@ -305,32 +298,35 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
   cluster_wait();
 }
 
+struct Preparation {
+  const Bf16 *out, *d_out;
+  const float* lse;
+  int counters;  ///< from the ticket on
+};
+constexpr int kPrepareThreads = 256, kPrepareWarps = kPrepareThreads / 32;
+
 /// Per row: the log-sum-exp in log2 and the dot product of output and its gradient. A warp per row.
-__global__ void __launch_bounds__(256) row_statistics(const Bf16* out, const Bf16* d_out, const float* lse,
-                                                      float2* statistics, int tokens, int heads) {
-  const int row = static_cast<int>(blockIdx.x * 8 + threadIdx.x / 32),
-            lane = static_cast<int>(threadIdx.x) % 32;
-  if (row >= tokens * heads) return;
+__device__ void row_statistics(const Preparation& a, const Problem& z, int row, int lane) {
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const std::int64_t at = static_cast<std::int64_t>(row) * kDim + (i * 32 + lane) * 8;
-    const auto x = Pack<Bf16, 8>::load(out + at), y = Pack<Bf16, 8>::load(d_out + at);
+    const auto x = Pack<Bf16, 8>::load(a.out + at), y = Pack<Bf16, 8>::load(a.d_out + at);
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum += x.get(j) * y.get(j);
   }
   sum = warp_sum(sum);
-  const std::int64_t place = static_cast<std::int64_t>(row % heads) * tokens + row / heads;
+  const float lse = a.lse[static_cast<std::int64_t>(row % z.heads) * z.tokens + row / z.heads];
   // A row without keys has a log-sum-exp of -inf; with +inf all its p are 0.
-  if (lane == 0) statistics[row] = make_float2(lse[place] == -INFINITY ? INFINITY : lse[place] * kLog2e, sum);
+  if (lane == 0) z.statistics[row] = make_float2(lse == -INFINITY ? INFINITY : lse * kLog2e, sum);
 }
 
-/// Cuts every chunk's keys into ranges, in order. One block; z.blocks and z.counters.blocks are its results.
-__global__ void __launch_bounds__(1024) plan_blocks(Problem z) {
-  __shared__ int scan[1024];
+/// Cuts every chunk's keys into ranges, in order. One block of threads.
+__device__ void plan_blocks(const Problem& z) {
+  __shared__ int scan[kPrepareThreads];
   const int chunks = static_cast<int>(ceil_div(z.tokens, z.chunk_tokens));
   int total = 0;
-  for (int base = 0; base < chunks; base += 1024) {
+  for (int base = 0; base < chunks; base += kPrepareThreads) {
     const int chunk = base + static_cast<int>(threadIdx.x);
     const int begin = chunk * z.chunk_tokens, end = min(begin + z.chunk_tokens, z.tokens);
     int first_key = 0, keys = 0, ranges = 0;
@@ -341,7 +337,7 @@ __global__ void __launch_bounds__(1024) plan_blocks(Problem z) {
     }
     scan[threadIdx.x] = ranges;
     __syncthreads();
-    for (int step = 1; step < 1024; step *= 2) {
+    for (int step = 1; step < kPrepareThreads; step *= 2) {
       const int left = static_cast<int>(threadIdx.x) >= step ? scan[threadIdx.x - step] : 0;
       __syncthreads();
       scan[threadIdx.x] += left;
@@ -357,10 +353,31 @@ __global__ void __launch_bounds__(1024) plan_blocks(Problem z) {
                                i,
                                ranges,
                                0};
-    total += scan[1023];
+    total += scan[kPrepareThreads - 1];
     __syncthreads();
   }
   if (threadIdx.x == 0) *z.counters.blocks = total;
+}
+
+/// The first block of threads plans. Of the others every warp takes a row, and every thread clears 16 bytes
+/// of dk and of dv: nobody else writes those of keys that nobody sees.
+__global__ void __launch_bounds__(kPrepareThreads)
+    attention512_prepare(const __grid_constant__ Preparation a, const __grid_constant__ Problem z) {
+  if (blockIdx.x == 0) {
+    for (int i = static_cast<int>(threadIdx.x); i < a.counters; i += kPrepareThreads)
+      z.counters.ticket[i] = 0;
+    __syncthreads();
+    plan_blocks(z);
+    return;
+  }
+  const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x - 1) * kPrepareThreads + threadIdx.x;
+  if (thread < z.tokens * (kDim / 8)) {
+    const uint4 nothing = make_uint4(0, 0, 0, 0);
+    reinterpret_cast<uint4*>(z.d_k)[thread] = nothing;
+    reinterpret_cast<uint4*>(z.d_v)[thread] = nothing;
+  }
+  const auto row = static_cast<int>(thread / 32);
+  if (row < z.rows()) row_statistics(a, z, row, static_cast<int>(threadIdx.x) % 32);
 }
 
 CUtensorMap rows_map(const Tensor& x, std::int64_t box_rows) {
@@ -391,15 +408,12 @@ void attention512_backward(Stream& stream, const AttentionBackward& op) {
   const AttentionSizes sizes{op.q.size(0), op.q.size(1), op.k.size(1), op.q.size(2)};
   const Problem z = problem_of(op, attention512_scratch(sizes));
   const cudaStream_t s = cuda_stream(stream);
-  const auto zero = [&](void* data, std::size_t bytes) {
-    cuda_ok(cudaMemsetAsync(data, 0, bytes, s), "AttentionBackward: cudaMemsetAsync");
-  };
-  zero(z.counters.ticket, attention512_scratch(sizes).counters);
-  zero(op.d_k.data(), op.d_k.bytes());  // keys that nobody sees
-  zero(op.d_v.data(), op.d_v.bytes());
-  row_statistics<<<blocks_for(z.rows(), 8), 256, 0, s>>>(ptr<Bf16>(op.out), ptr<Bf16>(op.d_out),
-                                                         ptr<float>(op.lse), z.statistics, z.tokens, z.heads);
-  plan_blocks<<<1, 1024, 0, s>>>(z);
+  const Preparation preparation{ptr<Bf16>(op.out), ptr<Bf16>(op.d_out), ptr<float>(op.lse),
+                                static_cast<int>(attention512_scratch(sizes).counters / sizeof(int))};
+  // A warp a row, and two warps a token where it has one row: enough threads to clear dk and dv.
+  const auto grid = static_cast<unsigned>(1 + ceil_div(std::max(z.rows(), z.tokens * 2), kPrepareWarps));
+  attention512_prepare<<<grid, kPrepareThreads, 0, s>>>(preparation, z);
+  launched("AttentionBackward");
   const Maps maps{rows_map(op.q, kTile),
                   rows_map(op.d_out, kTile),
                   rows_map(op.k, kKeyTile / kCtas),

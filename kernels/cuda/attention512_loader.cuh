@@ -106,12 +106,12 @@ struct Loader {
                          full, kAll);
     } else if (t.kind == Kind::d_q) {
       const int panel = t.first_step + s;
-      bulk_load(a, z.tile(t.block, true, panel, t.box), kStageA, full);
+      bulk_load(a, z.tile(t.slot, true, panel, t.box), kStageA, full);
       tma_load_multicast(half, maps.k3, Box(0, t.key + panel * 64, t.half * 4 + rank * 2), full, kAll);
     } else {
       const int box = t.first_step + s;
       for (int i = 0; i < 2; ++i)
-        bulk_load(a + i * kPanel, z.tile(t.block, t.kind == Kind::d_k, t.panel + i, box), kPanel, full);
+        bulk_load(a + i * kPanel, z.tile(t.slot, t.kind == Kind::d_k, t.panel + i, box), kPanel, full);
       tma_load_multicast(half, t.kind == Kind::d_k ? maps.q3 : maps.d_out3,
                          Box(0, t.row + box * 64, t.half * 4 + rank * 2), full, kAll);
     }

@@ -11,9 +11,8 @@
 namespace lapidary {
 
 constexpr int kAttention512Dim = 512, kAttention512Tile = 128;
+/// Blocks whose p and ds the scratch holds at least, whatever the mask.
 constexpr int kAttention512Slots = 3;
-/// A chunk of queries may be so many times as long where its keys are as many times fewer.
-constexpr int kAttention512Widest = 4;
 
 /// True where the kernels for head dimension 512 on one key head apply; other sizes go through products.
 constexpr bool attention512_applies(const AttentionSizes& s, DType type) {
@@ -53,33 +52,37 @@ inline Attention512Scratch attention512_scratch(const AttentionSizes& s) {
   out.tiles = column * static_cast<std::size_t>(out.range_keys);
   out.most_blocks = chunks * ((s.tokens + kAttention512Tile + out.range_keys - 1) / out.range_keys);
   out.blocks = align(out.most_blocks * 32);
-  out.counters =
-      align((2 + 2 * out.most_blocks + (out.query_units * kAttention512Widest + out.key_units) * 4) * 4);
+  out.counters = align((2 + 2 * out.most_blocks + (out.query_units + out.key_units) * 4) * 4);
   return out;
 }
 
-/// What a block of the backward is: a chunk of queries against a range of keys.
-struct Attention512Block {
-  std::int64_t tokens, keys;
+/// How the backward goes through its blocks, each a chunk of queries against a range of keys.
+struct Attention512Schedule {
+  std::int64_t range_keys;
+  int slots;       ///< blocks whose p and ds are kept at a time
+  int ahead;       ///< blocks by which scores run ahead of the products that read them
+  bool one_range;  ///< no chunk sees more than one range
 };
 
-/// The longest chunks that the host's bounds (null: unknown) allow in the scratch's tiles: those whose keys,
-/// of any chunk, are one range. Short documents then make few blocks with many tasks each, which wait less
-/// for each other; a chunk's d_q needs no sums.
-inline Attention512Block attention512_block(const AttentionSizes& s, const Attention512Scratch& plan,
-                                            const std::int32_t* lo, const std::int32_t* hi) {
-  for (std::int64_t times = kAttention512Widest; lo && hi && times > 1; times /= 2) {
-    const Attention512Block block{
-        plan.chunk_tokens * times,
-        plan.range_keys / times / (2 * kAttention512Tile) * (2 * kAttention512Tile)};
-    bool fits = true;
-    for (std::int64_t from = 0; fits && from < s.tokens; from += block.tokens)
-      fits = hi[std::min(from + block.tokens, s.tokens) - 1] -
-                 lo[from] / kAttention512Tile * kAttention512Tile <=
-             block.keys;
-    if (fits) return block;
-  }
-  return {plan.chunk_tokens, plan.range_keys};
+/// With the host's bounds (null: unknown), ranges are as short as the keys of the chunk that sees the most,
+/// and the tiles' memory holds so many more blocks. Short documents make blocks of few and uneven tasks:
+/// scores then run several blocks ahead, so that nobody waits for the last task of a block.
+inline Attention512Schedule attention512_schedule(const AttentionSizes& s, const Attention512Scratch& plan,
+                                                  const std::int32_t* lo, const std::int32_t* hi) {
+  constexpr std::int64_t kKeyTile = 2 * kAttention512Tile;
+  constexpr std::int64_t kTasksAhead = 160;  ///< scores tasks: more than two for every cluster of an H100
+  const Attention512Schedule any{plan.range_keys, kAttention512Slots, 1, false};
+  if (lo == nullptr || hi == nullptr) return any;
+  std::int64_t keys = 1;
+  for (std::int64_t from = 0; from < s.tokens; from += plan.chunk_tokens)
+    keys = std::max<std::int64_t>(keys, hi[std::min(from + plan.chunk_tokens, s.tokens) - 1] -
+                                            lo[from] / kAttention512Tile * kAttention512Tile);
+  if (keys > plan.range_keys) return any;
+  const std::int64_t tiles = (keys + kKeyTile - 1) / kKeyTile;
+  const std::int64_t tasks = (plan.chunk_tokens * s.heads + kKeyTile - 1) / kKeyTile * tiles;
+  const std::int64_t fit = kAttention512Slots * plan.range_keys / (tiles * kKeyTile);
+  const std::int64_t ahead = std::min((kTasksAhead + tasks - 1) / tasks, fit - 2);
+  return {tiles * kKeyTile, static_cast<int>(fit), static_cast<int>(ahead), true};
 }
 
 }  // namespace lapidary

@@ -10,8 +10,6 @@ constexpr int kTile = kAttention512Tile;  ///< rows (or keys) of a CTA's part of
 constexpr int kKeyTile = 2 * kTile;
 constexpr int kPanel =
     64 * 64 * 2;  ///< bytes of 64 rows of 64 columns of p or ds, swizzled as TMA and wgmma do
-constexpr int kSlots = kAttention512Slots;  ///< blocks whose p and ds are kept at a time
-constexpr int kAhead = 1;  ///< blocks by which scores run ahead of the products that read them
 /// What one scores task adds to scores_done: one from each computing warp.
 constexpr int kScoreSignals = kCtas * 8;
 constexpr int kProductSignals = kCtas * 8;
@@ -63,11 +61,13 @@ struct Counters {
 /// thread.
 struct Problem {
   int tokens, heads, chunk_tokens, range_keys;
+  int slots, ahead;  ///< as Attention512Schedule
+  bool one_range;
   const std::int32_t *lo, *hi;
   Bf16 *d_q, *d_k, *d_v;
   float2* statistics;  ///< by row: log-sum-exp in log2, dot product of output and its gradient
   Block* blocks;
-  std::byte* tiles;  ///< p and ds of kSlots blocks
+  std::byte* tiles;  ///< p and ds of `slots` blocks
   float4 *query_sums, *key_sums;
   Counters counters;
 
@@ -76,11 +76,11 @@ struct Problem {
 
   __host__ __device__ int key_boxes() const { return (tokens + kTile - 1) / kTile * (kTile / 64); }
 
-  /// Panel `panel` (64 keys) of box `box` (64 rows) of a block's p or ds.
-  __device__ std::byte* tile(int block, bool gradients, int panel, int box) const {
+  /// Panel `panel` (64 keys) of box `box` (64 rows) of the p or ds of the block in slot `slot`.
+  __device__ std::byte* tile(int slot, bool gradients, int panel, int box) const {
     const std::int64_t half = static_cast<std::int64_t>(range_keys / 64) * chunk_boxes();
-    const std::int64_t at = (block % kSlots * 2 + (gradients ? 1 : 0)) * half +
-                            static_cast<std::int64_t>(panel) * chunk_boxes() + box;
+    const std::int64_t at =
+        (slot * 2 + (gradients ? 1 : 0)) * half + static_cast<std::int64_t>(panel) * chunk_boxes() + box;
     return tiles + at * kPanel;
   }
 };
@@ -94,9 +94,11 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
   };
   Problem z{};
   const AttentionSizes sizes{op.q.size(0), op.q.size(1), op.k.size(1), op.q.size(2)};
-  const Attention512Block block = attention512_block(sizes, plan, op.host_lo, op.host_hi);
+  const Attention512Schedule schedule = attention512_schedule(sizes, plan, op.host_lo, op.host_hi);
   z.tokens = static_cast<int>(sizes.tokens), z.heads = static_cast<int>(sizes.heads);
-  z.chunk_tokens = static_cast<int>(block.tokens), z.range_keys = static_cast<int>(block.keys);
+  z.chunk_tokens = static_cast<int>(plan.chunk_tokens);
+  z.range_keys = static_cast<int>(schedule.range_keys);
+  z.slots = schedule.slots, z.ahead = schedule.ahead, z.one_range = schedule.one_range;
   z.lo = ptr<std::int32_t>(op.lo), z.hi = ptr<std::int32_t>(op.hi);
   z.d_q = ptr<Bf16>(op.d_q), z.d_k = ptr<Bf16>(op.d_k), z.d_v = ptr<Bf16>(op.d_v);
   z.statistics = reinterpret_cast<float2*>(take(plan.statistics));
@@ -112,7 +114,7 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
   };
   z.counters.ticket = count(1), z.counters.blocks = count(1);
   z.counters.scores_done = count(plan.most_blocks), z.counters.products_done = count(plan.most_blocks);
-  z.counters.query_flags = count(plan.query_units * kAttention512Widest * 4);
+  z.counters.query_flags = count(plan.query_units * 4);
   z.counters.key_flags = count(plan.key_units * 4);
   return z;
 }
@@ -124,7 +126,7 @@ enum class Kind : int { scores, d_q, d_k, d_v, nothing, end };
 /// One CTA's part of a task.
 struct Task {
   Kind kind;
-  int block, steps;
+  int block, slot, steps;
   int row;         ///< first row: of the CTA's tile (scores, d_q), of the chunk (d_k, d_v)
   int key;         ///< first key: of the cluster's tile (scores), of the block (d_q), of the CTA's tile
   int panel, box;  ///< where the CTA's tile begins in the block's p and ds
@@ -135,8 +137,8 @@ struct Task {
   bool first, last, valid;
 };
 
-/// Goes through the sequence of tasks with growing tickets: scores of block 0, then for every block b
-/// the scores of block b + kAhead and the products of block b.
+/// Goes through the sequence of tasks with growing tickets: scores of the first blocks, then for every block
+/// b the scores of block b + `ahead` and the products of block b.
 class Walk {
  public:
   __device__ explicit Walk(const Problem& problem) : z_(problem), blocks_(*problem.counters.blocks) {
@@ -147,7 +149,7 @@ class Walk {
   __device__ bool seek(int ticket) {
     while (ticket >= first_ + count_) {
       first_ += count_;
-      if (++phase_ >= 2 * blocks_ + kAhead) return false;
+      if (++phase_ >= 2 * blocks_ + z_.ahead) return false;
       enter();
     }
     index_ = ticket - first_;
@@ -157,22 +159,23 @@ class Walk {
   /// Called by a whole warp.
   __device__ Task task(int rank, int lane) const {
     if (scores_phase()) return scores(rank);
-    const int queries = 2 * row_pairs();
-    return index_ < queries ? d_q(queries - 1 - index_, rank) : d_key(index_ - queries, rank, lane);
+    // Those of keys, the longest, begin first.
+    const int keys = 4 * key_tiles();
+    return index_ < keys ? d_key(index_, rank, lane) : d_q(2 * row_pairs() - 1 - (index_ - keys), rank);
   }
 
   /// Until what the task reads, or overwrites, is ready.
   __device__ void wait_for_inputs(const Task& t) const {
     if (t.kind != Kind::scores) {
       wait_at_least(z_.counters.scores_done + block_, row_pairs() * key_tiles() * kScoreSignals);
-    } else if (block_ >= kSlots) {
-      const Block& before = z_.blocks[block_ - kSlots];
-      wait_at_least(z_.counters.products_done + block_ - kSlots, products(before) * kProductSignals);
+    } else if (block_ >= z_.slots) {
+      const Block& before = z_.blocks[block_ - z_.slots];
+      wait_at_least(z_.counters.products_done + block_ - z_.slots, products(before) * kProductSignals);
     }
   }
 
  private:
-  __device__ bool scores_phase() const { return phase_ < kAhead || (phase_ - kAhead) % 2 == 0; }
+  __device__ bool scores_phase() const { return phase_ < z_.ahead || (phase_ - z_.ahead) % 2 == 0; }
   __device__ int row_pairs() const { return row_pairs(b_); }
   __device__ int key_tiles() const { return key_tiles(b_); }
   __device__ static int row_pairs(const Block& b) { return (b.rows + kCtas * kTile - 1) / (kCtas * kTile); }
@@ -180,10 +183,10 @@ class Walk {
   __device__ static int products(const Block& b) { return 2 * row_pairs(b) + 4 * key_tiles(b); }
 
   __device__ void enter() {
-    block_ = phase_ < kAhead ? phase_ : (phase_ - kAhead) / 2 + (scores_phase() ? kAhead : 0);
+    block_ = phase_ < z_.ahead ? phase_ : (phase_ - z_.ahead) / 2 + (scores_phase() ? z_.ahead : 0);
     count_ = 0;
     if (block_ >= blocks_) return;
-    b_ = z_.blocks[block_];
+    b_ = z_.blocks[block_], slot_ = block_ % z_.slots;
     count_ = scores_phase() ? row_pairs() * key_tiles() : products(b_);
   }
 
@@ -193,7 +196,7 @@ class Walk {
     const int pair = index_ % row_pairs(), tile = index_ / row_pairs();
     const int row = b_.row + pair * kCtas * kTile;
     Task t{};
-    t.kind = Kind::scores, t.block = block_, t.steps = 2 * kDim / 64;
+    t.kind = Kind::scores, t.block = block_, t.slot = slot_, t.steps = 2 * kDim / 64;
     t.row = row + rank * kTile, t.key = b_.key + tile * kKeyTile;
     t.panel = tile * (kKeyTile / 64), t.box = (t.row - b_.row) / 64;
     if (z_.lo[token_of(row)] >= t.key + kKeyTile || z_.hi[token_of(row + kCtas * kTile - 1)] <= t.key)
@@ -205,7 +208,7 @@ class Walk {
   __device__ Task d_q(int index, int rank) const {
     const int row = b_.row + index / 2 * kCtas * kTile;
     Task t{};
-    t.kind = Kind::d_q, t.block = block_, t.half = index % 2, t.valid = true;
+    t.kind = Kind::d_q, t.block = block_, t.slot = slot_, t.half = index % 2, t.valid = true;
     t.row = row + rank * kTile, t.key = b_.key, t.box = (t.row - b_.row) / 64;
     const int from = max(z_.lo[token_of(row)] - b_.key, 0),
               to = min(z_.hi[token_of(row + kCtas * kTile - 1)] - b_.key, b_.keys);
@@ -213,7 +216,7 @@ class Walk {
     t.steps = max((to + 63) / 64 - t.first_step, 0);
     t.unit = t.half * z_.chunk_boxes() + t.box;
     t.first = b_.range == 0, t.last = b_.range == b_.ranges - 1;
-    t.wait = block_, t.set = block_ + 1;
+    t.wait = z_.one_range ? 0 : block_, t.set = block_ + 1;
     return t;
   }
 
@@ -246,7 +249,7 @@ class Walk {
   __device__ Task d_key(int index, int rank, int lane) const {
     const int tile = index / 4, key = b_.key + tile * kKeyTile;
     Task t{};
-    t.kind = index % 2 == 0 ? Kind::d_k : Kind::d_v, t.block = block_, t.half = index / 2 % 2;
+    t.kind = index % 2 == 0 ? Kind::d_k : Kind::d_v, t.block = block_, t.slot = slot_, t.half = index / 2 % 2;
     t.row = b_.row, t.key = key + rank * kTile, t.panel = tile * (kKeyTile / 64) + rank * (kTile / 64);
     const int boxes = (b_.rows + 63) / 64, end = end_box(key + kKeyTile, boxes, lane);
     t.first_step = first_box(key, boxes, lane);
@@ -262,7 +265,7 @@ class Walk {
 
   const Problem& z_;
   const int blocks_;
-  int phase_ = 0, first_ = 0, count_ = 0, index_ = 0, block_ = 0;
+  int phase_ = 0, first_ = 0, count_ = 0, index_ = 0, block_ = 0, slot_ = 0;
   Block b_{};
 };
 

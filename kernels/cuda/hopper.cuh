@@ -369,6 +369,16 @@ __device__ inline float exp2_approx(float x) {
 
 // ---------------------------------------------------------------------- shared memory and registers
 
+/// Sixteen bytes of shared memory [ld.shared].
+__device__ inline uint4 load_shared(std::uint32_t shared) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(shared)
+               : "memory");
+  return x;
+}
+
 /// Stores four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, its
 /// word i holds columns 2 (l % 4) and the next of row l / 4 of matrix i [stmatrix].
 __device__ inline void store_matrices(std::uint32_t address, const std::uint32_t (&word)[4]) {

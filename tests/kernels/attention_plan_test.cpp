@@ -74,32 +74,49 @@ TEST(AttentionTiles, CoverAllPairsOfAnyDocuments) {
   EXPECT_EQ(full_tiles(documents(1024, 64, 300, true), DType::f32).forward, 0);
 }
 
-TEST(Attention512Block, IsTheLongestWhoseKeysAreOneRange) {
+Attention512Schedule schedule_of(const AttentionSizes& sizes, const Intervals& x) {
+  return attention512_schedule(sizes, attention512_scratch(sizes), x.lo.data(), x.hi.data());
+}
+
+TEST(Attention512Schedule, KeepsAsManyBlocksAsFitWhereChunksSeeOneRange) {
   for (const std::int64_t tokens : {9, 1000, 8192, 40000}) {
     const AttentionSizes sizes{tokens, 16, 1, 512};
     const Attention512Scratch plan = attention512_scratch(sizes);
     for (const std::int64_t length : {1, 300, 512, 1200, 5000, 50000}) {
       const Intervals x = documents(tokens, length, 300, true);
-      const Attention512Block block = attention512_block(sizes, plan, x.lo.data(), x.hi.data());
-      EXPECT_LE(block.tokens * block.keys, plan.chunk_tokens * plan.range_keys);
-      EXPECT_EQ(block.keys % 256, 0);
-      if (block.tokens == plan.chunk_tokens) continue;
-      EXPECT_LE(block.tokens, kAttention512Widest * plan.chunk_tokens);
-      for (std::int64_t from = 0; from < tokens; from += block.tokens) {
-        const std::int64_t end = x.hi[static_cast<std::size_t>(std::min(from + block.tokens, tokens) - 1)];
-        EXPECT_LE(end - x.lo[static_cast<std::size_t>(from)] / 128 * 128, block.keys)
+      const Attention512Schedule schedule = schedule_of(sizes, x);
+      EXPECT_LE(schedule.slots * schedule.range_keys, kAttention512Slots * plan.range_keys);
+      EXPECT_GE(schedule.slots, kAttention512Slots);
+      EXPECT_EQ(schedule.range_keys % 256, 0);
+      // Scores wait for products that come before them in the sequence of tasks.
+      EXPECT_GE(schedule.ahead, 1);
+      EXPECT_LT(schedule.ahead, schedule.slots);
+      if (!schedule.one_range) {
+        EXPECT_EQ(schedule.range_keys, plan.range_keys);
+        continue;
+      }
+      for (std::int64_t from = 0; from < tokens; from += plan.chunk_tokens) {
+        const std::int64_t end =
+            x.hi[static_cast<std::size_t>(std::min(from + plan.chunk_tokens, tokens) - 1)];
+        EXPECT_LE(end - x.lo[static_cast<std::size_t>(from)] / 128 * 128, schedule.range_keys)
             << tokens << " " << length;
       }
     }
-    const Intervals short_documents = documents(tokens, 300, 300, true),
-                    one = documents(tokens, tokens, 300, true);
-    if (tokens == 8192) {
-      EXPECT_EQ(attention512_block(sizes, plan, short_documents.lo.data(), short_documents.hi.data()).tokens,
-                512);
-      EXPECT_EQ(attention512_block(sizes, plan, one.lo.data(), one.hi.data()).tokens, plan.chunk_tokens);
-    }
-    EXPECT_EQ(attention512_block(sizes, plan, nullptr, nullptr).tokens, plan.chunk_tokens);
   }
+}
+
+TEST(Attention512Schedule, RunsFartherAheadTheShorterDocumentsAre) {
+  const AttentionSizes sizes{8192, 16, 1, 512};
+  const auto ahead = [&](std::int64_t length) {
+    return schedule_of(sizes, documents(sizes.tokens, length, 300, true)).ahead;
+  };
+  EXPECT_EQ(ahead(8192), 1);
+  EXPECT_GT(ahead(1024), ahead(2048));
+  EXPECT_GT(ahead(512), ahead(1024));
+  const Attention512Schedule unknown =
+      attention512_schedule(sizes, attention512_scratch(sizes), nullptr, nullptr);
+  EXPECT_FALSE(unknown.one_range);
+  EXPECT_EQ(unknown.slots, kAttention512Slots);
 }
 
 }  // namespace
