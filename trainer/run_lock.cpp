@@ -7,7 +7,7 @@
 #include <cerrno>
 #include <thread>
 
-#include "kernels/error.h"
+#include "kernels/check.h"
 #include "kernels/file.h"
 
 namespace lapidary {
@@ -25,7 +25,7 @@ RunLock::RunLock(const std::string& folder, std::chrono::seconds patience) {
     }
     close(descriptor_);
     if (error != EWOULDBLOCK) fail_with_errno("cannot lock", path, error);
-    throw Error(folder + ": another process is training in this folder (it holds " + path + ")",
+    throw Error(fmt::format("{}: another process is training in this folder (it holds {})", folder, path),
                 ExitCode::peer_lost);
   }
 }
