@@ -121,11 +121,6 @@ __device__ inline void named_sync(std::uint32_t id, std::uint32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-/// Arrives at a named barrier without waiting; those that wait count these threads too [bar.arrive].
-__device__ inline void named_arrive(std::uint32_t id, std::uint32_t threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // ---------------------------------------------------------------------------------- dependent launches
 
 /// The next kernel of the stream, if it was launched as a dependent one, may take its place already
@@ -204,11 +199,6 @@ __device__ inline std::uint64_t evict_last() {
   std::uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
   return policy;
-}
-
-/// Fetches a tensor map (a __grid_constant__ kernel parameter) ahead of its first use [prefetch.tensormap].
-__device__ inline void prefetch_map(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
 /// Where a box of a tensor begins: elements, fastest dimension first. May lie outside: loads give zeros there
@@ -311,15 +301,6 @@ __device__ inline void tma_add(const CUtensorMap& map, const Box<kDims>& box, st
     LAPIDARY_TENSOR_ASM("cp.reduce.async.bulk.tensor", ".global.shared::cta.add.bulk_group.L2::cache_hint",
                         "[%5, ", "], [%4], %6;", "r"(shared), "l"(&map), "l"(policy))}
 
-/// Adds `bytes` (a multiple of 16) of float32 in shared memory to contiguous global memory
-/// [cp.reduce.async.bulk].
-__device__ inline void bulk_add(float* global, std::uint32_t shared, std::uint32_t bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(
-                   __cvta_generic_to_global(global)),
-               "r"(shared), "r"(bytes)
-               : "memory");
-}
-
 /// Copies `bytes` (a multiple of 16, as both addresses) of contiguous global memory to `shared`
 /// [cp.async.bulk].
 __device__ inline void bulk_load(std::uint32_t shared, const void* global, std::uint32_t bytes,
@@ -408,29 +389,6 @@ __device__ inline void store_panel(std::uint32_t panel, const float (&sum)[N], i
     word[i] = pack_bf16(sum[from] * factor[i % 2], sum[from + 1] * factor[i % 2]);
   }
   store_panel(panel, word);
-}
-
-/// The same with each matrix transposed on its way.
-__device__ inline void store_matrices_transposed(std::uint32_t address, const std::uint32_t (&word)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-               "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
-               : "memory");
-}
-
-/// The inverse of store_matrices [ldmatrix].
-__device__ inline void load_matrices(std::uint32_t address, std::uint32_t (&word)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-               : "r"(address)
-               : "memory");
-}
-
-/// The same with each matrix transposed on its way.
-__device__ inline void load_matrices_transposed(std::uint32_t address, std::uint32_t (&word)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-               : "r"(address)
-               : "memory");
 }
 
 /// An 8x8 matrix of 16-bit elements, as one word a lane (row l / 4, columns 2 (l % 4) and the next),
