@@ -9,17 +9,17 @@ namespace lapidary {
 
 namespace {
 
-/// The largest n >= 1 whose need is at most `memory`, 0 where there is none. need() never falls and is nearly
-/// a straight line, so that a few guesses along it find the place.
-std::int64_t largest_that_fits(const std::function<std::size_t(std::int64_t)>& need, std::size_t memory) {
-  constexpr std::int64_t kMost = std::int64_t{1} << 20;
+/// The largest n of 1 to `most` whose need is at most `memory`, 0 where there is none. need() never falls and
+/// is nearly a straight line, so that a few guesses along it find the place.
+std::int64_t largest_that_fits(const std::function<std::size_t(std::int64_t)>& need, std::size_t memory,
+                               std::int64_t most = std::int64_t{1} << 20) {
   std::int64_t low = 1, high = 0;  // fits, does not
   auto low_need = static_cast<double>(need(1)), high_need = 0.0;
   const auto limit = static_cast<double>(memory);
   if (low_need > limit) return 0;
   while (high == 0) {
-    const std::int64_t next = 2 * low;
-    if (next > kMost) return low;
+    if (low == most) return low;
+    const std::int64_t next = std::min(2 * low, most);
     const auto bytes = static_cast<double>(need(next));
     if (bytes > limit) {
       high = next, high_need = bytes;
@@ -56,16 +56,12 @@ Room find_room(const RunConfig& config, int ranks, int ranks_per_node, Device de
       largest_that_fits([&](std::int64_t n) { return need(config.train.rows_per_rank, n * Room::kRowStep); },
                         memory);
   setup.options.model.capacity = config.train.rows_per_rank * config.data.sequence_length;
-  const auto layers = static_cast<std::int64_t>(setup.model.layers.size());
-  const auto fits = [&](std::int64_t n) {
-    setup.options.model.richer_layers = n;
-    return plan_memory(setup.model, setup.table, setup.options, setup.mesh, device).total() <= memory;
-  };
-  std::int64_t none = layers + 1;  // the least that does not fit
-  while (none - out.richer_layers > 1) {
-    const std::int64_t middle = (none + out.richer_layers) / 2;
-    (fits(middle) ? out.richer_layers : none) = middle;
-  }
+  out.richer_layers = largest_that_fits(
+      [&](std::int64_t n) {
+        setup.options.model.richer_layers = n;
+        return plan_memory(setup.model, setup.table, setup.options, setup.mesh, device).total();
+      },
+      memory, static_cast<std::int64_t>(setup.model.layers.size()));
   return out;
 }
 
