@@ -2,22 +2,16 @@
 // same kind of memory: checkpoint_pause FOLDER MEBIBYTES ROUNDS. On the GPU where there is one. Interleaved,
 // medians.
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <iostream>
 #include <vector>
 
 #include "kernels/check.h"
+#include "kernels/stopwatch.h"
 #include "trainer/checkpoint_saver.h"
 
 namespace lapidary {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -64,12 +58,12 @@ void run(const std::string& folder, std::int64_t bytes, int rounds) {
       at += size;
     }
     backend.synchronize(*copies);
-    copy.push_back(since(start));
+    copy.push_back(seconds_since(start));
     start = Clock::now();
     const Event done = saver.start(i, "{}", std::nullopt, *compute);
-    returned.push_back(since(start));
+    returned.push_back(seconds_since(start));
     backend.synchronize(done);
-    copied.push_back(since(start));
+    copied.push_back(seconds_since(start));
     const auto outcome = saver.wait();
     require(outcome->error.empty(), "{}", outcome->error);
     published.push_back(outcome->seconds);

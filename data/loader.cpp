@@ -1,7 +1,6 @@
 #include "data/loader.h"
 
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -15,6 +14,7 @@
 #include "data/row_source.h"
 #include "kernels/check.h"
 #include "kernels/checksum.h"
+#include "kernels/stopwatch.h"
 
 namespace lapidary {
 
@@ -230,9 +230,9 @@ void Loader::Impl::stop() {
 }
 
 bool Loader::Impl::wait_for_step(std::unique_lock<std::mutex>& lock) {
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = Clock::now();
   changed.wait(lock, [&] { return !queue.empty() || ended; });
-  stats.seconds_waited += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  stats.seconds_waited += seconds_since(begin);
   if (queue.empty() && error) std::rethrow_exception(error);
   return !queue.empty();
 }

@@ -2,9 +2,8 @@
 
 #include <sys/resource.h>
 
-#include <chrono>
-
 #include "kernels/check.h"
+#include "kernels/stopwatch.h"
 
 namespace lapidary {
 
@@ -26,12 +25,10 @@ double cpu_seconds(const rusage& usage) {
 }  // namespace
 
 LoaderSpeed measure_loader(const LoaderOptions& options, double seconds) {
-  using Clock = std::chrono::steady_clock;
   const Clock::time_point begin = Clock::now();
-  const auto since_begin = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
   Loader loader(options);
   LoaderSpeed speed;
-  speed.open_seconds = since_begin();
+  speed.open_seconds = seconds_since(begin);
   const double cpu_before = cpu_seconds(usage_of_process());
   for (; !loader.done() && speed.seconds < seconds; ++speed.steps) {
     const StepBatches step = loader.next();
@@ -40,8 +37,8 @@ LoaderSpeed measure_loader(const LoaderOptions& options, double seconds) {
       speed.patches += batch.patches.count;
       speed.frames += batch.frames.count;
     }
-    if (speed.steps == 0) speed.first_step_seconds = since_begin();
-    speed.seconds = since_begin() - speed.open_seconds;
+    if (speed.steps == 0) speed.first_step_seconds = seconds_since(begin);
+    speed.seconds = seconds_since(begin) - speed.open_seconds;
   }
   require(speed.steps > 0 && speed.seconds > 0, "nothing was read");
   speed.stats = loader.stats();

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "trainer/stopwatch.h"
+#include "kernels/stopwatch.h"
 
 namespace lapidary {
 

@@ -11,6 +11,7 @@
 
 #include "kernels/check.h"
 #include "kernels/ops.h"
+#include "kernels/stopwatch.h"
 #include "launch/bench.h"
 #include "launch/commands.h"
 #include "model/weights.h"
@@ -18,7 +19,6 @@
 #include "trainer/product_tuning.h"
 #include "trainer/random_text.h"
 #include "trainer/step_work.h"
-#include "trainer/stopwatch.h"
 
 namespace lapidary {
 

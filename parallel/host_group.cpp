@@ -7,11 +7,10 @@
 #include <utility>
 
 #include "kernels/check.h"
+#include "kernels/stopwatch.h"
 
 namespace lapidary {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr std::int64_t kLargestText = std::int64_t{1} << 30;
 // How long a rank that ran out of time listens for who else is still there.
@@ -128,7 +127,7 @@ void HostGroup::State::give_up(std::string_view what, std::shared_ptr<void> aban
   // MPI cannot cancel a collective: it keeps its request and its buffers until the process ends.
   static std::vector<std::shared_ptr<void>>* const graveyard = new std::vector<std::shared_ptr<void>>;
   graveyard->push_back(std::move(abandoned));
-  const double seconds = std::chrono::duration<double>(Clock::now() - begun).count();
+  const double seconds = seconds_since(begun);
   const std::set<int> absent = absent_ranks();
   std::string who =
       absent.empty() ? "all ranks are alive, but do not call the same operation" : "missing: rank";

@@ -12,12 +12,11 @@
 #include <vector>
 
 #include "kernels/check.h"
+#include "kernels/stopwatch.h"
 #include "parallel/mpi_check.h"
 
 namespace lapidary {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr int kBeatTag = 1;
 constexpr Watchdog::Duration kLongestBeat{2000};
@@ -38,7 +37,7 @@ struct Sight {
 
   void see(const Place& now) {
     heard = Clock::now();
-    if (now.count != place.count || now.left != place.left) since = heard;
+    if (now.count != place.count) since = heard;
     place = now;
   }
 };
@@ -47,10 +46,6 @@ struct Outbox {
   Place message;
   MPI_Request request = MPI_REQUEST_NULL;
 };
-
-double seconds_after(Clock::time_point then) {
-  return std::chrono::duration<double>(Clock::now() - then).count();
-}
 
 }  // namespace
 
@@ -167,16 +162,16 @@ void Watchdog::State::judge() const {
     if (late(before.heard, patience))
       end_job(fmt::format(
           "rank {} gave no sign of life for {:.0f} s: it was stopped, or its host is gone; last seen: {}",
-          previous(), seconds_after(before.heard), where(before.place)));
+          previous(), seconds_since(before.heard), where(before.place)));
     // This rank waits as long: it may just have left a place where all were for long.
     const bool behind = before.place.count < self.place.count && before.place.calm == 0;
     if (behind && late(before.since, patience) && late(self.since, patience))
       end_job(fmt::format("rank {} hangs, for {:.0f} s so far: {}; rank {} waits: {}", previous(),
-                          seconds_after(before.since), where(before.place), rank, where(self.place)));
+                          seconds_since(before.since), where(before.place), rank, where(self.place)));
   }
   const bool together = size == 1 || before.place.count == self.place.count;
   if (rank == 0 && together && self.place.calm == 0 && late(self.since, patience * 3 / 2))
-    end_job(fmt::format("no rank goes on, for {:.0f} s so far: {}", seconds_after(self.since),
+    end_job(fmt::format("no rank goes on, for {:.0f} s so far: {}", seconds_since(self.since),
                         where(self.place)));
 }
 

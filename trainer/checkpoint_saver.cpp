@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "kernels/check.h"
-#include "trainer/stopwatch.h"
+#include "kernels/stopwatch.h"
 
 namespace lapidary {
 

@@ -7,6 +7,7 @@
 
 #include "kernels/check.h"
 #include "kernels/op_timer.h"
+#include "kernels/stopwatch.h"
 #include "model/weights.h"
 #include "trainer/flops.h"
 #include "trainer/plan.h"
@@ -16,7 +17,6 @@
 #include "trainer/step_profile.h"
 #include "trainer/step_waits.h"
 #include "trainer/step_work.h"
-#include "trainer/stopwatch.h"
 
 namespace lapidary {
 

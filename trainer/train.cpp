@@ -10,6 +10,7 @@
 #include "kernels/check.h"
 #include "kernels/checksum.h"
 #include "kernels/file.h"
+#include "kernels/stopwatch.h"
 #include "parallel/watchdog.h"
 #include "trainer/config_text.h"
 #include "trainer/flops.h"
@@ -19,7 +20,6 @@
 #include "trainer/run_lock.h"
 #include "trainer/schedule.h"
 #include "trainer/stop_signal.h"
-#include "trainer/stopwatch.h"
 #include "trainer/training_run.h"
 
 namespace lapidary {

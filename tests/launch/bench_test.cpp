@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "kernels/error.h"
-#include "trainer/stopwatch.h"
+#include "kernels/stopwatch.h"
 
 namespace lapidary {
 namespace {
