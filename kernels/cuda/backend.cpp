@@ -1,10 +1,12 @@
 // Memory, streams and events of one GPU. The process uses one GPU: the first call of cuda_backend chooses it.
 #include "kernels/cuda/backend.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "kernels/check.h"
 #include "kernels/cuda/check.h"
+#include "kernels/host_pages.h"
 
 namespace lapidary {
 
@@ -73,19 +75,26 @@ void CudaBackend::release(void* data) noexcept {
 }
 
 void* CudaBackend::allocate_host(std::size_t bytes) {
-  void* data = nullptr;
-  const cudaError_t status = cudaMallocHost(&data, bytes);
-  if (status == cudaErrorMemoryAllocation) {
+  void* const data = map_host_pages(bytes);
+  const cudaError_t status = cudaHostRegister(data, std::max<std::size_t>(bytes, 1), cudaHostRegisterDefault);
+  if (status != cudaSuccess) {
     (void)cudaGetLastError();
-    fail("{:.2f} GiB ({} bytes) of pinned host memory cannot be allocated", static_cast<double>(bytes) / kGiB,
-         bytes);
+    unmap_host_pages(data, bytes);
+    fail("{:.2f} GiB ({} bytes) of host memory cannot be pinned: {}", static_cast<double>(bytes) / kGiB,
+         bytes, cudaGetErrorString(status));
   }
-  cuda_ok(status, "allocating pinned host memory");
+  const std::lock_guard lock(mutex_);
+  pinned_[data] = bytes;
   return data;
 }
 
 void CudaBackend::release_host(void* data) noexcept {
-  (void)cudaFreeHost(data);
+  const std::lock_guard lock(mutex_);
+  const auto found = pinned_.find(data);
+  if (found == pinned_.end()) return;
+  (void)cudaHostUnregister(data);
+  unmap_host_pages(data, found->second);
+  pinned_.erase(found);
 }
 
 std::unique_ptr<Stream> CudaBackend::make_stream(const char* /*name*/) {

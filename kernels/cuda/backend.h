@@ -61,6 +61,7 @@ class CudaBackend final : public Backend {
   std::mutex mutex_;
   std::vector<cudaStream_t> streams_;
   std::map<cudaStream_t, BlasContext> blas_;
+  std::map<void*, std::size_t> pinned_;  ///< bytes of what allocate_host gave
 };
 
 inline cudaStream_t cuda_stream(const Stream& stream) {

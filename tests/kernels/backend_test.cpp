@@ -6,6 +6,7 @@
 #include "kernels/arena.h"
 #include "kernels/cpu/check_blas.h"
 #include "kernels/error.h"
+#include "kernels/host_pages.h"
 #include "kernels/ops.h"
 
 namespace lapidary {
@@ -45,6 +46,27 @@ TEST(CpuBackend, KnowsItsMemoryAndCopies) {
   EXPECT_EQ(from, 5);
   cpu.wait(*stream, cpu.record(*stream));
   cpu.synchronize(*stream);
+}
+
+TEST(HostPages, AreZeroAndTheCallersAlone) {
+  for (const std::size_t bytes : {std::size_t{1}, std::size_t{4097}, (std::size_t{512} << 20) + 12345}) {
+    auto* data = static_cast<unsigned char*>(map_host_pages(bytes));
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(data) % Arena::kAlignment, 0u);
+    for (std::size_t i = 0; i < bytes; i += 4096) ASSERT_EQ(data[i], 0) << i;
+    EXPECT_EQ(data[bytes - 1], 0);
+    std::memset(data, 1, bytes);
+    unmap_host_pages(data, bytes);
+  }
+}
+
+TEST(HostPages, SaysWhatIsAskedAndWhatThereIs) {
+  try {
+    map_host_pages(std::size_t{1} << 60);
+    FAIL() << "mapped an exabyte";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("1152921504606846976 bytes"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("are available"), std::string::npos) << e.what();
+  }
 }
 
 TEST(PlanBackend, CountsScratchAndComputesNothing) {
