@@ -31,6 +31,27 @@ TEST(Overlap, SeesEverySharedByteAndOnlyThose) {
   EXPECT_FALSE(overlap(Tensor(), matrix));
 }
 
+// The table of operations relies on this: a byte written between rows, behind a tensor or into an input is
+// found, and those of results are not.
+TEST(OpRun, FindsWritesBesideResults) {
+  const Arrays given{{"x", {1, 2, 3, 4, 5, 6}}};
+  const auto outcome = [&](const char* tensor, std::int64_t element) -> std::string {
+    OpRun run(cpu_backend(), given, {.type = DType::f32, .padding = 3});
+    const Tensor x = run.in_rows("x", {2, 3}), y = run.out_rows("y", {2, 3});
+    (*tensor == 'x' ? x : y).as<float>()[element] = 7.0f;
+    try {
+      run.results();
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  for (const std::int64_t own : {0, 2, 6, 8}) EXPECT_EQ(outcome("y", own), "");
+  for (const std::int64_t beside : {3, 5, 9, 12, 70})
+    EXPECT_EQ(outcome("y", beside).find("byte " + std::to_string(4 * beside)), 0u) << outcome("y", beside);
+  for (const std::int64_t any : {0, 5, 8, 12}) EXPECT_NE(outcome("x", any), "");
+}
+
 template <class Op>
 std::string refusal(const Op& op) {
   OpRun run(cpu_backend(), {}, {});

@@ -40,7 +40,7 @@ class OpRun {
 
   DType type() const { return options_.type; }
   DType wide() const { return options_.type == DType::f64 ? DType::f64 : DType::f32; }
-  Stream& stream() { return *stream_; }
+  Stream& stream() { return stream_; }
   const Values& given(const std::string& name) const;
   bool has(const std::string& name) const { return given_.count(name) > 0; }
 
@@ -71,9 +71,9 @@ class OpRun {
   template <class Op>
   void operator()(const Op& op) {
     Arena workspace(backend_, "test workspace", scratch_of(op));
-    stream_->set_workspace(&workspace);
-    lapidary::run(*stream_, op);
-    backend_.synchronize(*stream_);
+    stream_.set_workspace(&workspace);
+    lapidary::run(stream_, op);
+    backend_.synchronize(stream_);
   }
 
   /// Reads a tensor of this run.
@@ -99,7 +99,7 @@ class OpRun {
   template <class Op>
   std::size_t scratch_of(const Op& op) {
     if constexpr (requires { op.scratch_bytes(Device::cpu); }) {
-      return op.scratch_bytes(stream_->device()) + Arena::kAlignment;
+      return op.scratch_bytes(stream_.device()) + Arena::kAlignment;
     } else {
       return 0;
     }
@@ -122,7 +122,7 @@ class OpRun {
   Backend& backend_;
   const Arrays& given_;
   RunOptions options_;
-  std::unique_ptr<Stream> stream_;
+  Stream& stream_;
   std::vector<Buffer> buffers_;
   std::map<std::string, Result> recorded_;
   std::vector<std::string> fields_;
