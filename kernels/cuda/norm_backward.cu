@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(S::kMaxThreads* kWalkers, 1)
     });
   }
   if (!p.partial) return;
-  store_sums<S>(dw, walker, kWalkers, reinterpret_cast<float*>(dynamic),
+  store_sums<S>(dw, walker, kWalkers, RingShape::rows(dynamic),
                 p.partial + static_cast<std::int64_t>(blockIdx.x) * n, n);
 }
 
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(S::kMaxThreads* kWalkers, 1)
       Pack<T, S::W>::from(out).store(to_branch + at);
     });
   }
-  auto* shared = reinterpret_cast<float*>(dynamic);
+  float* shared = RingShape::rows(dynamic);
   store_sums<S>(dwb, walker, kWalkers, shared, p.partial + static_cast<std::int64_t>(blockIdx.x) * n, n);
   if constexpr (kNext)
     store_sums<S>(dwn, walker, kWalkers, shared,

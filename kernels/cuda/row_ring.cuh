@@ -29,6 +29,10 @@ struct RingShape {
   /// More bytes in flight would make memory slower, not faster.
   static constexpr std::size_t kShared = std::size_t{140} << 10;
 
+  /// Where the first ring's rows begin. A kernel that is done with them may use their memory for n floats, if
+  /// it reads two tensors or more; that of the barriers serves nothing else [mbarrier.inval].
+  __device__ static float* rows(char* shared) { return reinterpret_cast<float*>(shared + kHeader); }
+
   /// walkers: of a block, each with a ring of its own.
   RingShape(const char* op, std::int64_t length, std::size_t element, int tensors, int walkers)
       : n(static_cast<int>(length)), row_bytes(static_cast<int>(ceil_div(n * element, 16) * 16)) {
