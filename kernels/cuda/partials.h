@@ -33,10 +33,11 @@ constexpr std::int64_t bias_partial_rows(std::int64_t rows) {
 
 constexpr std::int64_t kNormBlocks = 528;  ///< of SquaredNorm; each leaves one f64
 
-/// A block of RankSum, which leaves one f64 too: one element per thread, or more.
+/// A block of RankSum, which leaves one f64 too: some packs per thread, of one element or more.
 constexpr std::int64_t kRankSumThreads = 256;
+constexpr std::int64_t kRankSumPacks = 2;
 constexpr std::int64_t rank_sum_blocks(std::int64_t n) {
-  return n / kRankSumThreads + 1;
+  return n / (kRankSumThreads * kRankSumPacks) + 1;
 }
 
 }  // namespace lapidary
