@@ -76,14 +76,18 @@ AdamWFactors<F> adamw_factors(const Op& op) {
 /// the correctly rounded ones would be slower than the memory that the update streams through.
 template <class F>
 LAPIDARY_HOST_DEVICE inline void adamw_update(const AdamWFactors<F>& f, F g, F& p, F& m, F& v) {
-  m = f.beta1 * m + f.one_minus_beta1 * g;
-  v = f.beta2 * v + f.one_minus_beta2 * g * g;
 #ifdef __CUDA_ARCH__
+  // Fused where the compiler would fuse in one kernel and not in another: the same bits however a range is
+  // cut.
+  m = fmaf(f.beta1, m, f.one_minus_beta1 * g);
+  v = fmaf(f.one_minus_beta2 * g, g, f.beta2 * v);
   float root, inverse;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(v));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(root * f.v_scale + f.eps));
-  p = p * f.decay - f.step_size * m * inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(fmaf(root, f.v_scale, f.eps)));
+  p = fmaf(p, f.decay, -(f.step_size * m * inverse));
 #else
+  m = f.beta1 * m + f.one_minus_beta1 * g;
+  v = f.beta2 * v + f.one_minus_beta2 * g * g;
   p = p * f.decay - f.step_size * m / (sqrt(v) * f.v_scale + f.eps);
 #endif
 }

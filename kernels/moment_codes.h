@@ -20,6 +20,7 @@ namespace lapidary {
 template <std::uint32_t kFirst, std::uint32_t kLast>
 struct MagnitudeCode {
   static constexpr int kDropped = 21;  // bits of a float32's mantissa that no code has
+  static constexpr std::uint32_t kFirstCode = kFirst;
 
   LAPIDARY_HOST_DEVICE static float decode(std::uint32_t code) {
     return code == 0 ? 0.0f : float_of_bits((code + kFirst) << kDropped);
@@ -28,7 +29,8 @@ struct MagnitudeCode {
 
   /// `random`: uniform over 16 bits; 0x8000 rounds to nearest. x is at least smallest(); NaN saturates.
   LAPIDARY_HOST_DEVICE static std::uint32_t encode(float x, std::uint32_t random) {
-    const std::uint32_t upper = (float_bits(x) + (random << (kDropped - 16))) >> kDropped;
+    // The same as random << 5 added before one shift by 21, in fewer instructions on the GPU.
+    const std::uint32_t upper = ((float_bits(x) >> (kDropped - 16)) + random) >> 16;
     return upper - kFirst < kLast ? upper - kFirst : kLast;
   }
 };
@@ -39,8 +41,9 @@ using SecondMomentCode = MagnitudeCode<(127 - 60) * 4, 255>;
 LAPIDARY_HOST_DEVICE inline std::uint8_t encode_first_moment(float m, std::uint32_t random) {
   const std::uint32_t sign = float_bits(m) >> 31 << 7;
   const float x = float_of_bits(float_bits(m) & 0x7fffffffu);
-  // Exact: 16 bits times 3.
-  const bool is_up = static_cast<float>(random) * (FirstMomentCode::smallest() * 0x1p-16f) < x;
+  // random as a float32 by way of its bits, as the GPU converts integers slowly. Exact: 16 bits times 3.
+  const float draw = float_of_bits(0x4b000000u | random) - 0x1p23f;
+  const bool is_up = draw * (FirstMomentCode::smallest() * 0x1p-16f) < x;
   const std::uint32_t code =
       x < FirstMomentCode::smallest() ? (is_up ? 1u : 0u) : FirstMomentCode::encode(x, random);
   return static_cast<std::uint8_t>(sign | code);

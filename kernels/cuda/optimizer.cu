@@ -1,8 +1,7 @@
 // AdamW over flat ranges, and the clip factor. AdamW is a stream through memory: eight neighbours per thread,
 // 16 bytes of every 16-bit operand, each read and written once.
 #include "kernels/adamw_update.h"
-#include "kernels/cuda/device.cuh"
-#include "kernels/moment_codes.h"
+#include "kernels/cuda/byte_moments.cuh"
 #include "kernels/ops.h"
 #include "kernels/shapes.h"
 
@@ -11,6 +10,8 @@ namespace lapidary {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr unsigned kByteBlocks = 4;                ///< of adamw_bytes on a multiprocessor,
+constexpr unsigned kByteGrid = kByteBlocks * 132;  ///< of which Hopper has this many
 
 /// Where the float32 master lives.
 enum class Master { param, separate, remainder, none };
@@ -58,24 +59,14 @@ __device__ inline void store_rounded(Bf16* p, std::int64_t i, const float (&x)[W
 
 enum class Moment { first, second };
 
-/// A moment's storage: float32, bf16 or one byte.
+/// A moment's storage: float32, bf16 or one byte, this one only for single elements (see update_bytes).
 template <Moment kMoment, class M, int W>
 __device__ inline void load_moment(const M* p, std::int64_t i, float (&x)[W]) {
   if constexpr (!std::is_same_v<M, std::uint8_t>) {
     load_floats(p, i, x);
   } else {
-    static_assert(W == 1 || W == 8);
-    uint2 words{};
-    if constexpr (W == 8) {
-      words = *reinterpret_cast<const uint2*>(p + i);
-    } else {
-      words.x = p[i];
-    }
-#pragma unroll
-    for (int w = 0; w < W; ++w) {
-      const auto code = static_cast<std::uint8_t>((w < 4 ? words.x : words.y) >> (w % 4 * 8));
-      x[w] = kMoment == Moment::first ? decode_first_moment(code) : decode_second_moment(code);
-    }
+    static_assert(W == 1);
+    x[0] = kMoment == Moment::first ? decode_first_moment(p[i]) : decode_second_moment(p[i]);
   }
 }
 
@@ -86,18 +77,9 @@ __device__ inline void store_moment(M* p, std::int64_t i, const float (&x)[W], c
   } else if constexpr (!std::is_same_v<M, std::uint8_t>) {
     store_rounded(p, i, x, random);
   } else {
-    uint2 words{};
-#pragma unroll
-    for (int w = 0; w < W; ++w) {
-      const unsigned code = kMoment == Moment::first ? encode_first_moment(x[w], random.at[w])
-                                                     : encode_second_moment(x[w], random.at[w]);
-      (w < 4 ? words.x : words.y) |= code << (w % 4 * 8);
-    }
-    if constexpr (W == 8) {
-      *reinterpret_cast<uint2*>(p + i) = words;
-    } else {
-      p[i] = static_cast<std::uint8_t>(words.x);
-    }
+    static_assert(W == 1);
+    p[i] = kMoment == Moment::first ? encode_first_moment(x[0], random.at[0])
+                                    : encode_second_moment(x[0], random.at[0]);
   }
 }
 
@@ -165,6 +147,47 @@ __device__ inline void update_pack(const AdamWData<M, G>& d, std::int64_t i, flo
 
 constexpr int kPack = 8;
 
+/// A pack of what AdamW reads where moments take a byte; they go with bf16 parameters without a master.
+template <class G>
+struct BytePack {
+  static constexpr int kHalf = kMoved<G, kPack>;
+  Pack<Bf16, kPack> param;
+  Pack<G, kHalf> grad[kPack / kHalf];
+  uint2 m, v;
+
+  __device__ BytePack(const AdamWData<std::uint8_t, G>& d, std::int64_t i)
+      : param(Pack<Bf16, kPack>::load(static_cast<const Bf16*>(d.param) + i)),
+        m(*reinterpret_cast<const uint2*>(d.m + i)),
+        v(*reinterpret_cast<const uint2*>(d.v + i)) {
+#pragma unroll
+    for (int h = 0; h < kPack / kHalf; ++h) grad[h] = Pack<G, kHalf>::load(d.grad + i + h * kHalf);
+  }
+};
+
+template <class G>
+__device__ inline void update_bytes(const AdamWData<std::uint8_t, G>& d, std::int64_t i, float factor,
+                                    const BytePack<G>& pack) {
+  float p[kPack], m[kPack], v[kPack];
+  decode_first_moments(pack.m, m);
+  decode_second_moments(pack.v, v);
+  const std::uint64_t quad = (d.first_index + static_cast<std::uint64_t>(i)) / 4;
+  unsigned random[kPack];
+#pragma unroll
+  for (int w = 0; w < kPack; ++w) {
+    if (w % 4 == 0) {
+      const PhiloxBlock block = rounding_block(d.seed, d.step, quad + static_cast<std::uint64_t>(w / 4));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) random[w + j] = block.word[j];
+    }
+    p[w] = pack.param.get(w);
+    const float g = pack.grad[w / BytePack<G>::kHalf].get(w % BytePack<G>::kHalf);
+    adamw_update(d.factors, g * factor, p[w], m[w], v[w]);
+  }
+  *reinterpret_cast<uint2*>(d.m + i) = encode_first_moments(m, random);
+  *reinterpret_cast<uint2*>(d.v + i) = encode_second_moments(v, random);
+  store_rounded_stochastic(static_cast<Bf16*>(d.param) + i, p, random);
+}
+
 /// aligned: everything at a global index that is a multiple of kPack is aligned for a pack.
 template <Master kMaster, class M, class G>
 __global__ void __launch_bounds__(kThreads) adamw(AdamWData<M, G> d, bool aligned) {
@@ -176,6 +199,26 @@ __global__ void __launch_bounds__(kThreads) adamw(AdamWData<M, G> d, bool aligne
   if (aligned && begin >= 0 && begin + kPack <= d.n) return update_pack<kMaster, kPack>(d, begin, factor);
   const std::int64_t end = min(begin + kPack, d.n);
   for (std::int64_t i = max(begin, std::int64_t{0}); i < end; ++i) update_pack<kMaster, 1>(d, i, factor);
+}
+
+/// The same for moments of a byte, whose arithmetic takes nearly as long as memory does: each thread has its
+/// next pack on the way meanwhile. aligned: so is element 0, and it is a quad's first.
+template <class G>
+__global__ void __launch_bounds__(kThreads, kByteBlocks)
+    adamw_bytes(const __grid_constant__ AdamWData<std::uint8_t, G> d, bool aligned) {
+  const float factor = *d.grad_factor;
+  if (factor == 0.0f) return;
+  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
+  const std::int64_t own = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const std::int64_t packs = aligned ? d.n / kPack : 0;
+  for (std::int64_t i = packs * kPack + own; i < d.n; i += step) update_pack<Master::none, 1>(d, i, factor);
+  if (own >= packs) return;
+  BytePack<G> next(d, own * kPack);
+  for (std::int64_t i = own; i < packs; i += step) {
+    const BytePack<G> now = next;
+    if (i + step < packs) next = BytePack<G>(d, (i + step) * kPack);
+    update_bytes(d, i * kPack, factor, now);
+  }
 }
 
 Master master_of(const AdamW& op) {
@@ -234,7 +277,7 @@ void launch_adamw(Stream& stream, const AdamW& op) {
   const unsigned blocks = blocks_for(n / kPack + 2, kThreads);
   const cudaStream_t native = cuda_stream(stream);
   if constexpr (std::is_same_v<M, std::uint8_t>) {
-    adamw<Master::none, M, G><<<blocks, kThreads, 0, native>>>(data, packs);
+    adamw_bytes<G><<<std::min(blocks, kByteGrid), kThreads, 0, native>>>(data, packs);
   } else {
     with_master(master_of(op),
                 [&](auto kind) { adamw<kind(), M, G><<<blocks, kThreads, 0, native>>>(data, packs); });
