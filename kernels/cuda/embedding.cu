@@ -47,88 +47,89 @@ struct GridKeys {
   __device__ std::int32_t key(std::int64_t e) const { return 2 * xy[e] + static_cast<std::int32_t>(e % 2); }
 };
 
-/// The keys of a block's entries that are not -1, moved together in their order.
-struct KeyTile {
-  std::int32_t keys[kThreads];
-  int counts[kThreads / 32];
-
-  /// Takes every thread's key in; returns how many are valid, and how many before this thread's.
-  __device__ int2 fill(std::int32_t key) {
-    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const unsigned valid = __ballot_sync(0xffffffffu, key >= 0);
-    __syncthreads();  // the last tile is read
-    if (lane == 0) counts[warp] = __popc(valid);
-    __syncthreads();
-    int place = __popc(valid & ((1u << lane) - 1)), count = 0;
-    for (unsigned w = 0; w < kThreads / 32; ++w) {
-      if (w < warp) place += counts[w];
-      count += counts[w];
-    }
-    if (key >= 0) keys[place] = key;
-    __syncthreads();
-    return {count, place};
-  }
-};
-
 /// order[place of e among all entries by (key, e), keys of -1 last] = e. Counting is quadratic, but cheap
-/// against a step even for 10^5 tokens, and needs no scratch beside the result.
+/// against a step even for 10^5 tokens, and needs no scratch beside the result. A block ranks 32 entries;
+/// each of its warps counts in a part of every tile of keys.
+constexpr int kRankThreads = 256, kTileKeys = 1024;
 template <class Keys>
-__global__ void rank_entries(Keys keys, std::int64_t entries, std::int32_t* order) {
-  __shared__ KeyTile tile;
-  const std::int64_t own = static_cast<std::int64_t>(blockIdx.x) * kThreads, e = own + threadIdx.x;
-  const std::int32_t mine = e < entries ? keys.key(e) : -1;
-  std::int64_t smaller = 0, valid = 0, valid_before = 0;
-  for (std::int64_t base = 0; base < entries; base += kThreads) {
-    const std::int64_t other = base + threadIdx.x;
-    const int2 count = tile.fill(other < entries ? keys.key(other) : -1);
-    const int before = base < own ? count.x : base == own ? count.y : 0;
-    int found = 0;
-    for (int i = 0; i < count.x; ++i) found += tile.keys[i] < mine || (tile.keys[i] == mine && i < before);
-    smaller += found;
-    valid += count.x;
-    valid_before += before;
+__global__ void __launch_bounds__(kRankThreads)
+    rank_entries(Keys keys, std::int64_t entries, std::int32_t* order) {
+  constexpr int kWarps = kRankThreads / 32, kPart = kTileKeys / kWarps;
+  __shared__ unsigned tile[kTileKeys];
+  __shared__ int counts[kWarps][32];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const auto key = [&](std::int64_t e) { return e < entries ? static_cast<unsigned>(keys.key(e)) : ~0u; };
+  const std::int64_t own = static_cast<std::int64_t>(blockIdx.x) * 32, e = own + lane;
+  const unsigned mine = key(e), *part = tile + warp * kPart;
+  int count = 0;
+  for (std::int64_t base = 0; base < entries; base += kTileKeys) {
+    for (int i = static_cast<int>(threadIdx.x); i < kTileKeys; i += kRankThreads) tile[i] = key(base + i);
+    __syncthreads();
+    const std::int64_t first = base + warp * kPart;
+    if (first + kPart <= own) {
+      for (int i = 0; i < kPart; ++i) count += part[i] <= mine;
+    } else if (first > own) {
+      for (int i = 0; i < kPart; ++i) count += part[i] < mine;
+    } else {
+      for (int i = 0; i < kPart; ++i) count += part[i] < mine || (part[i] == mine && first + i < e);
+    }
+    __syncthreads();
   }
-  if (e < entries) order[mine < 0 ? valid + e - valid_before : smaller] = static_cast<std::int32_t>(e);
+  counts[warp][lane] = count;
+  __syncthreads();
+  if (warp > 0 || e >= entries) return;
+  int place = 0;
+  for (int w = 0; w < kWarps; ++w) place += counts[w][lane];
+  order[place] = static_cast<std::int32_t>(e);
 }
 
-/// The segment of equal keys that begins at the sorted entry `first`: its row, columns from `at` on.
+/// The segment of equal keys that begins at the sorted entry `first`: its row, columns from `at` on, where
+/// there are any. Whole warps.
 template <class Keys, class T, class A, int W>
 __device__ inline void add_segment(const Keys& keys, std::int64_t first, std::int64_t entries,
                                    const std::int32_t* order, const T* d, const float* weights, float scale,
                                    A* d_table, int width, int at) {
-  constexpr int kAhead = 4;  // independent loads in flight
+  constexpr int kAhead = 8;  // independent loads in flight
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int32_t row = keys.key(order[first]);
-  float sum[W] = {};
-  for (std::int64_t i = first; i < entries && keys.key(order[i]) == row; i += kAhead) {
-    Pack<T, W> x[kAhead];
-    float weight[kAhead];
-    bool is_mine[kAhead];
+  A* to = d_table + static_cast<std::int64_t>(row) * width;
+  float before[W], sum[W] = {};
+  if (at < width) load_floats(to, at, before);
+  int count = 32;
+  for (std::int64_t i = first; count == 32; i += 32) {
+    // Each lane looks one entry up; those of the segment come first.
+    const std::int32_t entry = i + lane < entries ? order[i + lane] : -1;
+    const bool is_mine = entry >= 0 && keys.key(entry) == row;
+    const float weight = is_mine && weights ? weights[entry] : 1.0f;
+    count = __popc(__ballot_sync(0xffffffffu, is_mine));
+    for (int j = 0; j < count; j += kAhead) {
+      Pack<T, W> x[kAhead] = {};
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      is_mine[j] = i + j < entries && keys.key(order[i + j]) == row;
-      if (!is_mine[j]) continue;
-      const std::int32_t entry = order[i + j];
-      x[j] = Pack<T, W>::load(d + static_cast<std::int64_t>(entry / keys.per_token) * width + at);
-      weight[j] = weights ? weights[entry] : 1.0f;
-    }
+      for (int k = 0; k < kAhead; ++k) {
+        const std::int64_t token = __shfl_sync(0xffffffffu, entry, (j + k) % 32) / keys.per_token;
+        if (j + k < count && at < width) x[k] = Pack<T, W>::load(d + token * width + at);
+      }
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      if (!is_mine[j]) break;
+      for (int k = 0; k < kAhead; ++k) {
+        const float factor = __shfl_sync(0xffffffffu, weight, (j + k) % 32);
+        if (j + k >= count) break;
 #pragma unroll
-      for (int w = 0; w < W; ++w) sum[w] += weight[j] * x[j].get(w);
+        for (int w = 0; w < W; ++w) sum[w] += factor * x[k].get(w);
+      }
     }
   }
-  A* to = d_table + static_cast<std::int64_t>(row) * width + at;
+  if (at >= width) return;
 #pragma unroll
-  for (int w = 0; w < W; ++w) to[w] = from_float<A>(to_float(to[w]) + scale * sum[w]);
+  for (int w = 0; w < W; ++w) before[w] += scale * sum[w];
+  store_floats(to, at, before);
 }
 
 /// Sorted entries in turn, a slice of columns a block; the first entry of a segment does its work.
 template <class Keys, class T, class A, int W>
-__global__ void add_segments(Keys keys, std::int64_t entries, const std::int32_t* order, const T* d,
-                             const float* weights, float scale, A* d_table, int width) {
+__global__ void __launch_bounds__(kThreads)
+    add_segments(Keys keys, std::int64_t entries, const std::int32_t* order, const T* d, const float* weights,
+                 float scale, A* d_table, int width) {
   const int at = static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * W;
-  if (at >= width) return;
   for (std::int64_t first = blockIdx.x; first < entries; first += gridDim.x) {
     const std::int32_t row = keys.key(order[first]);
     if (row < 0) return;  // these come last
@@ -142,10 +143,10 @@ void add_by_key(Stream& stream, const char* op, const Keys& keys, std::int64_t e
                 const float* weights, double scale, const Tensor& d_table, std::int32_t* order) {
   if (entries == 0) return;
   const cudaStream_t native = cuda_stream(stream);
-  rank_entries<<<blocks_for(entries, kThreads), kThreads, 0, native>>>(keys, entries, order);
+  rank_entries<<<blocks_for(entries, 32), kRankThreads, 0, native>>>(keys, entries, order);
   launched(op);
   const std::int64_t width = d.cols();
-  with_row_type(op, d.dtype(), aligned(16, {&d}), [&](auto type, auto vector) {
+  with_row_type(op, d.dtype(), aligned(16, {&d, &d_table}), [&](auto type, auto vector) {
     using T = typename decltype(type)::type;
     constexpr int W = RowShape<T, vector>::W;
     with_float_type(op, d_table.dtype(), [&](auto gradient) {
