@@ -53,13 +53,12 @@ int run_checkpoint_export(const CheckpointExportArguments& arguments, const MpiS
   group.all_or_error("export: checkpoint", [&] {
     if (group.rank() == 0) path = find_checkpoint(arguments.checkpoint);
   });
-  const Checkpoint checkpoint =
-      open_checkpoint(group.broadcast(std::move(path), 0, "export: checkpoint"), group);
+  path = group.broadcast(std::move(path), 0, "export: checkpoint");
   ExportOptions options;
   options.source = arguments.source;
   options.max_file_bytes = arguments.max_file;
   options.type = arguments.dtype;
-  export_checkpoint(checkpoint, arguments.output, options, group, std::cout);
+  export_checkpoint(path, arguments.output, options, group, std::cout);
   return 0;
 }
 

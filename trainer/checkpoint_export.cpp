@@ -1,6 +1,5 @@
 // From a checkpoint to a Hugging Face folder.
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -13,7 +12,8 @@
 #include "model/parameter_table.h"
 #include "model/safetensors.h"
 #include "model/safetensors_writer.h"
-#include "trainer/checkpoint_convert.h"
+#include "trainer/checkpoint_export.h"
+#include "trainer/checkpoint_reader.h"
 #include "trainer/checkpoint_tools.h"
 
 namespace lapidary {
@@ -24,24 +24,12 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;  // a config.json keeps the order of its keys
 
 constexpr std::int64_t kDefaultFile = 5'000'000'000;  // bytes, what Hugging Face libraries used for years
-constexpr std::int64_t kPiece = 1 << 20;              // elements
 constexpr std::int64_t kLargestCopy = 256 << 20;      // bytes of a file that is carried over
 constexpr const char* kIndexName = "model.safetensors.index.json";
 
-struct PlannedFile {
-  std::string name;
-  std::vector<StoredTensor> tensors;
-  std::map<std::string, std::string> metadata = {{"format", "pt"}};
-  std::int64_t bytes() const {
-    std::int64_t sum = 0;
-    for (const StoredTensor& t : tensors) sum += t.bytes();
-    return sum;
-  }
-};
-
 struct ExportPlan {
   std::string source;  ///< folder, or empty
-  std::vector<PlannedFile> files;
+  std::vector<ExportedFile> files;
   bool as_source = false;  ///< cut into the source's files
 };
 
@@ -77,8 +65,8 @@ std::vector<StoredTensor> tensors_of(const Checkpoint& checkpoint, ExportType ty
 }
 
 /// Files of at most so many bytes, in the checkpoint's order of tensors.
-std::vector<PlannedFile> cut_by_size(const std::vector<StoredTensor>& tensors, std::int64_t most) {
-  std::vector<PlannedFile> files(1);
+std::vector<ExportedFile> cut_by_size(const std::vector<StoredTensor>& tensors, std::int64_t most) {
+  std::vector<ExportedFile> files(1);
   std::int64_t bytes = 0;
   for (const StoredTensor& tensor : tensors) {
     if (bytes > 0 && bytes + tensor.bytes() > most) {
@@ -98,25 +86,24 @@ std::vector<PlannedFile> cut_by_size(const std::vector<StoredTensor>& tensors, s
 
 /// The source's files, in the order of their tensors, under the names on disk; nothing where its tensors are
 /// others.
-std::optional<std::vector<PlannedFile>> cut_as_source(const std::vector<StoredTensor>& tensors,
-                                                      const Safetensors& source, bool with_types) {
+std::optional<std::vector<ExportedFile>> cut_as_source(const std::vector<StoredTensor>& tensors,
+                                                       const Safetensors& source, bool with_types) {
   std::map<std::string, const StoredTensor*> by_name;
   for (const StoredTensor& tensor : tensors) by_name[tensor.name] = &tensor;
-  std::vector<PlannedFile> files;
+  std::vector<ExportedFile> files;
   for (const std::string& path : source.files()) {
     files.emplace_back().name = fs::path(path).filename().string();
     files.back().metadata = read_safetensors_header(path).metadata;
   }
-  std::size_t used = 0;
   for (const StoredTensor& from : source.tensors()) {
     const auto found = by_name.find(on_disk_name(from.name));
     if (found == by_name.end() || found->second->shape != from.shape) return std::nullopt;
     StoredTensor tensor = *found->second;
     if (with_types) tensor.type = from.type;
     files[static_cast<std::size_t>(from.file)].tensors.push_back(std::move(tensor));
-    ++used;
+    by_name.erase(found);  // each once
   }
-  if (used != tensors.size()) return std::nullopt;
+  if (!by_name.empty()) return std::nullopt;
   return files;
 }
 
@@ -150,64 +137,6 @@ ExportPlan make_plan(const Checkpoint& checkpoint, const ExportOptions& options)
   return plan;
 }
 
-/// Elements [begin, begin + count) of a weight in the exported type.
-class ExportedValues {
- public:
-  explicit ExportedValues(const Checkpoint& checkpoint) : reader_(checkpoint) {}
-
-  const void* read(const StoredTensor& tensor, std::int64_t begin, std::int64_t count) {
-    const CheckpointManifest::Tensor& stored = find(tensor.name);
-    const auto n = static_cast<std::size_t>(count);
-    buffer_.resize(n * static_cast<std::size_t>(size_of(tensor.type)));
-    const bool same = (tensor.type == StoredType::bf16 && stored.dtype == DType::bf16) ||
-                      (tensor.type == StoredType::f32 && stored.dtype == DType::f32);
-    if (same) {
-      reader_.read(stored, begin, count, buffer_.data());
-      return buffer_.data();
-    }
-    const auto recipe = value_recipe(reader_, stored.name);
-    require(recipe.has_value(), "{}: {}: there is no float value to export", reader_.checkpoint().path,
-            stored.name);
-    values_.resize(n);
-    recipe->make(reader_, begin, count, values_.data());
-    for (std::size_t i = 0; i < n; ++i) put(tensor.type, i);
-    return buffer_.data();
-  }
-
- private:
-  const CheckpointManifest::Tensor& find(const std::string& name) const {
-    const auto* tensor = reader_.find(name, "weight");
-    if (tensor == nullptr) tensor = reader_.find(in_memory_name(name), "weight");
-    require(tensor != nullptr, "{}: has no {}", reader_.checkpoint().path, name);
-    return *tensor;
-  }
-  void put(StoredType type, std::size_t i) {
-    if (type == StoredType::f32) {
-      std::memcpy(buffer_.data() + i * sizeof(float), &values_[i], sizeof(float));
-      return;
-    }
-    const std::uint16_t bits = type == StoredType::bf16 ? bf16(values_[i]).bits : float_to_half(values_[i]);
-    std::memcpy(buffer_.data() + i * sizeof(bits), &bits, sizeof(bits));
-  }
-
-  CheckpointReader reader_;
-  std::vector<float> values_;
-  std::vector<std::byte> buffer_;
-};
-
-void write_file(const Checkpoint& checkpoint, const std::string& folder, const PlannedFile& file) {
-  ExportedValues values(checkpoint);
-  SafetensorsWriter writer(fmt::format("{}/{}", folder, file.name), file.tensors, file.metadata);
-  for (std::size_t t = 0; t < writer.tensors().size(); ++t) {
-    const StoredTensor& tensor = writer.tensors()[t];
-    for (std::int64_t at = 0; at < tensor.elements; at += kPiece) {
-      const std::int64_t count = std::min(kPiece, tensor.elements - at);
-      writer.write(t, at, count, values.read(tensor, at, count));
-    }
-  }
-  writer.commit();
-}
-
 /// Sets "dtype" (or its older name) wherever the file has it; false: nothing had to change.
 bool set_dtype(Json& object, const std::string& dtype) {
   bool changed = false;
@@ -223,7 +152,7 @@ bool set_dtype(Json& object, const std::string& dtype) {
 /// The one type of all tensors, as config.json names it; empty: there are several.
 std::string common_dtype(const ExportPlan& plan) {
   const StoredType first = plan.files.front().tensors.front().type;
-  for (const PlannedFile& file : plan.files)
+  for (const ExportedFile& file : plan.files)
     for (const StoredTensor& tensor : file.tensors)
       if (tensor.type != first) return "";
   switch (first) {
@@ -269,7 +198,7 @@ void write_index(const ExportPlan& plan, const std::string& folder) {
   if (plan.files.size() == 1 && plan.files.front().name == "model.safetensors") return;
   std::int64_t bytes = 0, elements = 0;
   std::map<std::string, std::string> file_of;
-  for (const PlannedFile& file : plan.files) {
+  for (const ExportedFile& file : plan.files) {
     bytes += file.bytes();
     for (const StoredTensor& tensor : file.tensors) {
       elements += tensor.elements;
@@ -307,7 +236,7 @@ std::vector<std::string> carry_over(const std::string& source, const std::string
 void print_plan(const ExportPlan& plan, const std::vector<std::string>& carried, std::ostream& notes) {
   std::int64_t bytes = 0;
   std::size_t tensors = 0;
-  for (const PlannedFile& file : plan.files) {
+  for (const ExportedFile& file : plan.files) {
     bytes += file.bytes();
     tensors += file.tensors.size();
   }
@@ -323,8 +252,9 @@ void print_plan(const ExportPlan& plan, const std::vector<std::string>& carried,
 
 }  // namespace
 
-void export_checkpoint(const Checkpoint& checkpoint, const std::string& folder, const ExportOptions& options,
+void export_checkpoint(const std::string& path, const std::string& folder, const ExportOptions& options,
                        HostGroup& group, std::ostream& notes) {
+  const Checkpoint checkpoint = open_manifest(path, group);
   fs::path target = fs::absolute(folder).lexically_normal();
   if (!target.has_filename()) target = target.parent_path();  // written with a slash at its end
   const std::string hidden = target.parent_path() / fmt::format(".{}.partial", target.filename().string());
@@ -337,17 +267,13 @@ void export_checkpoint(const Checkpoint& checkpoint, const std::string& folder, 
     create_directories(target.parent_path());
     fs::remove_all(hidden);  // of an export that was killed
     std::int64_t bytes = 0;
-    for (const PlannedFile& file : plan.files) bytes += file.bytes();
+    for (const ExportedFile& file : plan.files) bytes += file.bytes();
     const auto free = static_cast<std::int64_t>(fs::space(target.parent_path()).available);
     require(bytes < free, "{}: the export takes {} bytes, {} are free", folder, bytes, free);
-    fs::create_directory(hidden);
+    create_directories(hidden);
   });
   try {
-    group.all_or_error("export: weights", [&] {
-      for (auto i = static_cast<std::size_t>(group.rank()); i < plan.files.size();
-           i += static_cast<std::size_t>(group.size()))
-        write_file(checkpoint, hidden, plan.files[i]);
-    });
+    export_weights(checkpoint, hidden, plan.files, group);
     group.all_or_error("export: publication", [&] {
       if (!first) return;
       write_index(plan, hidden);

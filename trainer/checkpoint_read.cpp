@@ -36,16 +36,6 @@ auto finding_damage(const HostGroup& group, F&& look) {
   }
 }
 
-/// The files whose checksums are this rank's work: where as many ranks read as wrote, its own part.
-std::vector<std::size_t> files_to_hash(const Manifest& manifest, const HostGroup& group) {
-  const std::size_t shards = static_cast<std::size_t>(std::max(manifest.ranks, 1)),
-                    ranks = static_cast<std::size_t>(group.size());
-  std::vector<std::size_t> mine;
-  for (std::size_t i = 0; i < manifest.files.size(); ++i)
-    if (std::min(i * ranks / shards, ranks - 1) == static_cast<std::size_t>(group.rank())) mine.push_back(i);
-  return mine;
-}
-
 constexpr std::int64_t kPiece = 1 << 20;  // elements made at a time
 
 /// A tensor that was asked for, and how to make it.
@@ -53,12 +43,9 @@ struct Order {
   const CheckpointTensor* wanted = nullptr;
   TensorRecipe recipe;
 
-  /// Where the first value that this rank needs is stored: file and byte.
-  std::pair<int, std::int64_t> place() const {
-    const std::int64_t first = wanted->slices.empty() ? 0 : wanted->slices.front().begin;
-    const auto slice = std::find_if(recipe.from->slices.begin(), recipe.from->slices.end(),
-                                    [&](const Manifest::Slice& s) { return first < s.begin + s.count; });
-    return {slice->file, slice->offset};
+  /// Where the first value that this rank needs is stored.
+  CheckpointReader::Place place(const CheckpointReader& reader) const {
+    return reader.place(*recipe.from, wanted->slices.empty() ? 0 : wanted->slices.front().begin);
   }
 };
 
@@ -168,8 +155,7 @@ std::vector<Order> make_orders(const CheckpointReader& reader, const std::vector
   });
   refuse_superfluous(checkpoint, std::move(asked), group);
   // In the order of the files, so that the disk reads forward.
-  std::sort(orders.begin(), orders.end(),
-            [](const Order& a, const Order& b) { return a.place() < b.place(); });
+  std::ranges::sort(orders, {}, [&](const Order& order) { return order.place(reader); });
   return orders;
 }
 
@@ -179,18 +165,6 @@ void fill_all(CheckpointReader& reader, const std::vector<Order>& orders, HostGr
     std::vector<char> buffer;
     for (const Order& order : orders) fill(reader, order, options, buffer);
   });
-}
-
-/// Manifest and sizes of all files are right. Collective.
-Checkpoint open_manifest(const std::string& path, HostGroup& group) {
-  Checkpoint checkpoint{path, {}, {}};
-  std::string text;
-  group.all_or_error("checkpoint: manifest", [&] {
-    if (group.rank() == 0) text = to_text(read_manifest(path));
-  });
-  text = group.broadcast(std::move(text), 0, "checkpoint: manifest");
-  checkpoint.manifest = parse_manifest(text, path);
-  return checkpoint;
 }
 
 /// The first, from the newest on, in which `open` finds no damage.

@@ -3,8 +3,21 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "trainer/checkpoint_directory.h"
 
 namespace lapidary {
+
+namespace {
+
+/// The first that ends behind the element.
+std::vector<CheckpointManifest::Slice>::const_iterator slice_with(const CheckpointManifest::Tensor& tensor,
+                                                                  std::int64_t element) {
+  return std::upper_bound(
+      tensor.slices.begin(), tensor.slices.end(), element,
+      [](std::int64_t at, const CheckpointManifest::Slice& s) { return at < s.begin + s.count; });
+}
+
+}  // namespace
 
 CheckpointReader::CheckpointReader(const Checkpoint& checkpoint) : checkpoint_(&checkpoint) {
   std::int64_t next = 0;
@@ -23,6 +36,13 @@ const CheckpointManifest::Tensor* CheckpointReader::find(const std::string& name
   return at < 0 ? nullptr : &checkpoint_->manifest.tensors[static_cast<std::size_t>(at)];
 }
 
+CheckpointReader::Place CheckpointReader::place(const CheckpointManifest::Tensor& tensor,
+                                                std::int64_t element) const {
+  const auto slice = slice_with(tensor, element);
+  return {static_cast<std::size_t>(slice->file),
+          slice->offset + (element - slice->begin) * static_cast<std::int64_t>(size_of(tensor.dtype))};
+}
+
 void CheckpointReader::read(const CheckpointManifest::Tensor& tensor, std::int64_t begin, std::int64_t count,
                             void* to) {
   const std::int64_t elements = tensor.elements();
@@ -30,9 +50,7 @@ void CheckpointReader::read(const CheckpointManifest::Tensor& tensor, std::int64
           "{}: {} ({}): asked for elements [{}, {} + {}) of {}", checkpoint_->path, tensor.name, tensor.part,
           begin, begin, count, elements);
   const auto size = static_cast<std::int64_t>(size_of(tensor.dtype));
-  auto from = std::upper_bound(
-      tensor.slices.begin(), tensor.slices.end(), begin,
-      [](std::int64_t at, const CheckpointManifest::Slice& s) { return at < s.begin + s.count; });
+  auto from = slice_with(tensor, begin);
   auto* out = static_cast<char*>(to);
   for (std::int64_t at = begin, end = begin + count; at < end; ++from) {
     const std::int64_t n = std::min(end, from->begin + from->count) - at;
@@ -75,6 +93,26 @@ void CheckpointReader::compare_checksums() {
     open.hash_until(open.file.size());
     compare_checksum(open.checksum->hex(), checkpoint_->path, checkpoint_->manifest.files[number]);
   }
+}
+
+Checkpoint open_manifest(const std::string& path, HostGroup& group) {
+  Checkpoint checkpoint{path, {}, {}};
+  std::string text;
+  group.all_or_error("checkpoint: manifest", [&] {
+    if (group.rank() == 0) text = to_text(read_manifest(path));
+  });
+  text = group.broadcast(std::move(text), 0, "checkpoint: manifest");
+  checkpoint.manifest = parse_manifest(text, path);
+  return checkpoint;
+}
+
+std::vector<std::size_t> files_to_hash(const CheckpointManifest& manifest, const HostGroup& group) {
+  const std::size_t shards = static_cast<std::size_t>(std::max(manifest.ranks, 1)),
+                    ranks = static_cast<std::size_t>(group.size());
+  std::vector<std::size_t> mine;
+  for (std::size_t i = 0; i < manifest.files.size(); ++i)
+    if (std::min(i * ranks / shards, ranks - 1) == static_cast<std::size_t>(group.rank())) mine.push_back(i);
+  return mine;
 }
 
 void compare_checksum(const std::string& found, const std::string& path,

@@ -25,6 +25,10 @@ class CheckpointReader {
   std::int64_t index_of(const std::string& name, const std::string& part) const;
   const CheckpointManifest::Tensor* find(const std::string& name, const std::string& part) const;
 
+  /// Where an element is stored: number of the file and byte in it.
+  using Place = std::pair<std::size_t, std::int64_t>;
+  Place place(const CheckpointManifest::Tensor& tensor, std::int64_t element) const;
+
   /// Elements [begin, begin + count), row-major, as they are stored. Error where a file ends too early.
   void read(const CheckpointManifest::Tensor& tensor, std::int64_t begin, std::int64_t count, void* to);
 
@@ -48,6 +52,14 @@ class CheckpointReader {
   std::map<std::pair<std::string, std::string>, std::int64_t> index_;
   std::map<std::size_t, OpenFile> files_;
 };
+
+/// The manifest, its checksum and the sizes of all files are right; nothing is known of what is in them: who
+/// believes their values hashes them too. Rank 0 reads and tells the others. Collective.
+Checkpoint open_manifest(const std::string& path, HostGroup& group);
+
+/// The files whose checksums are this rank's work, in order; each is one rank's. Where as many ranks read as
+/// wrote, its own part.
+std::vector<std::size_t> files_to_hash(const CheckpointManifest& manifest, const HostGroup& group);
 
 /// Error unless what was computed of a checkpoint's file is what the manifest says.
 void compare_checksum(const std::string& found, const std::string& path,

@@ -28,9 +28,10 @@ struct ExportOptions {
 
 /// Writes a folder that transformers' from_pretrained loads: weights under their on-disk names, the index,
 /// config.json, and the source folder's other files (tokenizer, processor, licence). The folder appears whole
-/// or not at all; there must be nothing at `folder` before. Ranks share the files among them. What was
-/// decided goes to `notes` on rank 0. Collective.
-void export_checkpoint(const Checkpoint& checkpoint, const std::string& folder, const ExportOptions& options,
+/// or not at all; there must be nothing at `folder` before. The checkpoint at `path` is read once, and
+/// compared with its checksums on the way: Error naming the file that is damaged, and nothing appears. Ranks
+/// share the checkpoint's files among them. What was decided goes to `notes` on rank 0. Collective.
+void export_checkpoint(const std::string& path, const std::string& folder, const ExportOptions& options,
                        HostGroup& group, std::ostream& notes);
 
 /// Writes the checkpoint again under `directory`, cut into `shards` files. weights_only: without masters and

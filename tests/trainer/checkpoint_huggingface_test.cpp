@@ -103,7 +103,7 @@ class HuggingFace : public testing::Test {
   }
   std::string export_to(const std::string& checkpoint, const std::string& name, ExportOptions options = {}) {
     std::ostringstream notes;
-    export_checkpoint(open_checkpoint(checkpoint, world_), path_ + "/" + name, options, world_, notes);
+    export_checkpoint(checkpoint, path_ + "/" + name, options, world_, notes);
     return path_ + "/" + name;
   }
 
@@ -138,7 +138,7 @@ TEST_F(HuggingFace, InMemoryNamesComeOutAsOnDisk) {
       out + "-mirrored";  // the names of the source's files, the names on disk in them
   HostGroup alone;
   std::ostringstream notes;
-  export_checkpoint(open_checkpoint(checkpoint, alone), mirrored, {}, alone, notes);
+  export_checkpoint(checkpoint, mirrored, {}, alone, notes);
   EXPECT_EQ(Safetensors(mirrored).files().size(), 3u);
   EXPECT_TRUE(diff_checkpoints(mirrored, kReference, notes)) << notes.str();
 }

@@ -24,6 +24,7 @@ struct Watched {
   std::map<int, std::string> names;  ///< of open descriptors
   std::map<int, bool> writable;
   std::vector<DiskCall> calls;
+  std::map<std::string, std::int64_t> bytes_read;
   int per_thousand = 0;
   std::mt19937 random;
   std::string part;
@@ -133,6 +134,13 @@ std::vector<DiskCall> DiskWatch::calls() const {
   const std::lock_guard lock(mutex);
   return watched->calls;
 }
+std::int64_t DiskWatch::bytes_read(const std::string& part) const {
+  const std::lock_guard lock(mutex);
+  std::int64_t sum = 0;
+  for (const auto& [path, bytes] : watched->bytes_read)
+    if (path.find(part) != std::string::npos) sum += bytes;
+  return sum;
+}
 void DiskWatch::fail_at_random(int per_thousand, unsigned seed) {
   const std::lock_guard lock(mutex);
   watched->per_thousand = per_thousand;
@@ -193,12 +201,16 @@ ssize_t pwrite(int descriptor, const void* from, std::size_t bytes, off_t offset
   return written;
 }
 ssize_t pread(int descriptor, void* to, std::size_t bytes, off_t offset) {
+  std::optional<std::string> name;
   {
     const std::lock_guard lock(mutex);
-    const auto name = name_of(descriptor);
+    name = name_of(descriptor);
     if (name && refused("read", *name)) return -1;
   }
-  return ::syscall(SYS_pread64, descriptor, to, bytes, offset);
+  const long got = ::syscall(SYS_pread64, descriptor, to, bytes, offset);
+  const std::lock_guard lock(mutex);
+  if (name && watched && got > 0) watched->bytes_read[*name] += got;
+  return got;
 }
 int fsync(int descriptor) {
   const std::lock_guard lock(mutex);

@@ -25,6 +25,8 @@ class DiskWatch {
 
   /// What succeeded so far, in order; neither reads nor what is only opened to be read.
   std::vector<DiskCall> calls() const;
+  /// From all files whose path contains `part`; bytes that are read twice count twice.
+  std::int64_t bytes_read(const std::string& part) const;
   /// From now on so many of a thousand calls that change something fail, with ENOSPC or EIO.
   void fail_at_random(int per_thousand, unsigned seed);
   /// Calls whose text() contains `part` fail with this error number; empty: none.
