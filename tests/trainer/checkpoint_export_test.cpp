@@ -45,7 +45,7 @@ class CheckpointExport : public testing::Test {
     std::vector<CheckpointTensor> tensors;
     for (std::size_t t = 0; t < state.size(); ++t) {
       const TestTensor& from = state[t];
-      CheckpointTensor& tensor = tensors.emplace_back(from.name, from.part, from.dtype, from.shape);
+      CheckpointTensor tensor{from.name, from.part, from.dtype, from.shape, {}};
       for (std::int64_t piece = 0; piece < 5; ++piece) {
         const std::int64_t begin = from.elements() * piece / 5, end = from.elements() * (piece + 1) / 5;
         if ((piece + static_cast<std::int64_t>(t)) % world_.size() != world_.rank() || begin == end) continue;
@@ -56,6 +56,7 @@ class CheckpointExport : public testing::Test {
                     value(state, t, i));
         tensor.slices.push_back({begin, end - begin, values.data()});
       }
+      tensors.push_back(std::move(tensor));
     }
     return write_checkpoint(path_ + "/" + name, 1, tensors, R"({"model":{"dtype":"float32"}})", world_);
   }
@@ -71,7 +72,8 @@ class CheckpointExport : public testing::Test {
     if (state[t].part == "remainder") return 0;
     return test_value(state[t].part == "master" ? t - 1 : t, i, 1);
   }
-  std::string export_to(const std::string& checkpoint, const std::string& name, ExportOptions options = {}) {
+  std::string export_to(const std::string& checkpoint, const std::string& name,
+                        const ExportOptions& options = {}) {
     std::ostringstream notes;
     export_checkpoint(checkpoint, path_ + "/" + name, options, world_, notes);
     return path_ + "/" + name;

@@ -33,7 +33,8 @@ std::string difference(const std::string& a, const std::string& b) {
   for (const auto& entry : fs::directory_iterator(a)) names[entry.path().filename().string()] += 1;
   for (const auto& entry : fs::directory_iterator(b)) names[entry.path().filename().string()] += 2;
   for (const auto& [name, where] : names)
-    if (where != 3 || bytes_of(a + "/" + name) != bytes_of(b + "/" + name)) out += name + " ";
+    if (where != 3 || bytes_of(fmt::format("{}/{}", a, name)) != bytes_of(fmt::format("{}/{}", b, name)))
+      out += name + " ";
   return out;
 }
 
@@ -47,7 +48,7 @@ class HuggingFace : public testing::Test {
 
   /// The reference model in another type, under other names, or cut into files; and a tokenizer beside it.
   std::string make_source(const std::string& name, StoredType type, bool in_memory_names, std::size_t files) {
-    const std::string to = path_ + "/" + name;
+    std::string to = path_ + "/" + name;
     if (world_.rank() == 0) {
       fs::create_directories(to + "/.cache");
       const Safetensors from(kReference);
@@ -62,7 +63,7 @@ class HuggingFace : public testing::Test {
       for (std::size_t f = 0; f < files; ++f) {
         const std::string file = files == 1 ? "model.safetensors" : fmt::format("part-{}.safetensors", f);
         sort_as_safetensors(parts[f]);
-        SafetensorsWriter writer(to + "/" + file, parts[f]);
+        SafetensorsWriter writer(fmt::format("{}/{}", to, file), parts[f]);
         for (std::size_t t = 0; t < writer.tensors().size(); ++t) {
           write_converted(writer, t, from.read_all<float>(on_disk_name(writer.tensors()[t].name)));
           map[writer.tensors()[t].name] = file;
@@ -101,7 +102,8 @@ class HuggingFace : public testing::Test {
   std::string import(const std::string& folder, const std::string& name) {
     return import_checkpoint(folder, path_ + "/" + name, world_);
   }
-  std::string export_to(const std::string& checkpoint, const std::string& name, ExportOptions options = {}) {
+  std::string export_to(const std::string& checkpoint, const std::string& name,
+                        const ExportOptions& options = {}) {
     std::ostringstream notes;
     export_checkpoint(checkpoint, path_ + "/" + name, options, world_, notes);
     return path_ + "/" + name;
