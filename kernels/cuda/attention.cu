@@ -339,6 +339,8 @@ void run_attention256(Stream& stream, const Attention& op) {
                         .v = op.v.data(),
                         .lo = ptr<std::int32_t>(op.lo),
                         .hi = ptr<std::int32_t>(op.hi),
+                        .host_lo = op.host_lo,
+                        .host_hi = op.host_hi,
                         .out = op.out.data(),
                         .lse = ptr<float>(op.lse),
                         .scratch = op.scratch.data()},

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/cuda/attention256.h"
 #include "kernels/cuda/attention256_plan.h"
@@ -105,15 +106,43 @@ struct Queue {
   }
 };
 
-/// What a producer takes from the counter of items: not before it has loaded all of the item before, for an
-/// item that one block has reserved is one that another can not begin, and the blocks shall end together.
+/// The blocks of rows whose items come at the end: the shortest of all, the longest of these first, so that
+/// blocks of threads end together. The others come as they lie, for what is near in memory is to be read
+/// together.
+struct LastBlocks {
+  static constexpr int kMost = 16;
+  int count = 0;
+  int ascending[kMost] = {}, order[kMost] = {};
+
+  LastBlocks() = default;
+  /// From how much work there is in each block.
+  explicit LastBlocks(const std::vector<std::int32_t>& work);
+
+  /// The block in a place of the order of `blocks`.
+  __device__ int block(int place, int blocks) const {
+    if (place >= blocks - count) return order[place - (blocks - count)];
+    for (int i = 0; i < count; ++i) place += ascending[i] <= place ? 1 : 0;
+    return place;
+  }
+};
+
+/// What a producer takes from the counter of items, which its first is not from: not before it has loaded all
+/// of the item before, for an item that one block has reserved is one that another can not begin, and the
+/// blocks shall end together.
 template <class Arguments, class Bounds>
 class Feed {
  public:
   __device__ Feed(const Arguments& a, Queue& queue) : a_(a), queue_(queue) {}
+  /// Asks for the next item, which take() then need not wait for: with the last loads of the item before.
+  __device__ void reserve() {
+    number_ = begun_ ? static_cast<int>(gridDim.x) + atomicAdd(a_.counter, 1) : static_cast<int>(blockIdx.x);
+    begun_ = reserved_ = true;
+  }
   /// The next item, also handed to the consumers; a number past the last ends both.
   __device__ Work take() {
-    const Work work = Bounds::of(a_, atomicAdd(a_.counter, 1));
+    if (!reserved_) reserve();
+    reserved_ = false;
+    const Work work = Bounds::of(a_, number_);
     queue_.push(ring_, work);
     return work;
   }
@@ -122,6 +151,8 @@ class Feed {
   const Arguments& a_;
   Queue& queue_;
   Ring<2> ring_;
+  int number_ = 0;
+  bool begun_ = false, reserved_ = false;
 };
 
 /// Descriptor of a tile whose rows are m (n) of a product: columns are k. Made anew for every product: kept
@@ -231,37 +262,35 @@ class Output {
   std::uint32_t held_ = 0;
 };
 
-/// Where results turn from the order of wgmma's registers into rows: two panels of 16 rows and 64 columns of
-/// every warp.
-struct alignas(1024) OutputPanels {
-  Bf16 data[kConsumers / 32][2][16 * 64];
+/// Who may write a tile by way of which the results of one warpgroup leave and then those of the other.
+struct Turns {
+  Barrier mine[2][4];  ///< of a warp of a warpgroup: its part of the tile is free
+
+  __device__ void init() {
+    for (auto& warpgroup : mine)
+      for (Barrier& warp : warpgroup) hopper::barrier_init(at(&warp), 1);
+  }
 };
 
-/// Stores the thread's two rows of a warpgroup's [64, 256] sum times a factor each, in bf16, at 64 rows from
-/// `token` on of a head of x [tokens, heads, 256], by way of the warp's panels.
-__device__ __forceinline__ void store_rows(OutputPanels& panels, Bf16* x, int token, int tokens, int head,
-                                           int heads, const float (&sum)[128], const float (&factor)[2]) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int row = token + warp % 4 * 16 + lane / 8;
-  Bf16* const to = x + (static_cast<std::int64_t>(row) * heads + head) * kDim + lane % 8 * 8;
-  const std::int64_t step = static_cast<std::int64_t>(4) * heads * kDim;
-  const std::uint32_t panel = at(&panels.data[warp]);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) hopper::store_panel(panel + i * 2048, sum, 2 * half + i, factor);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (row + 4 * i >= tokens) continue;
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        *reinterpret_cast<uint4*>(to + i * step + (2 * half + j) * 64) =
-            hopper::load_shared(panel + j * 2048 + hopper::swizzle128(i * 512 + lane * 16));
-    }
+/// Output by way of one tile for both warpgroups, in turn. That sets them apart, so that one multiplies while
+/// the other does not.
+class OutputInTurn {
+ public:
+  /// As Output::store.
+  __device__ void store(Tile& tile, const Turns& turns, int warpgroup, const CUtensorMap& map, int token,
+                        int head, const float (&sum)[128], const float (&factor)[2]) {
+    const int warp = static_cast<int>(threadIdx.x) % 128 / 32;
+    hopper::wait(at(&turns.mine[warpgroup][warp]), turn_.parity ^ (warpgroup == 0 ? 1u : 0u));
+    turn_.next();
+    output_.store(tile, &turns.mine[1 - warpgroup][warp], map, token, head, sum, factor);
   }
-}
+  /// Passes the tile on once TMA has taken what was stored last: some time after the store.
+  __device__ void release() { output_.release(); }
+
+ private:
+  Ring<1> turn_;
+  Output output_;
+};
 
 /// Stores zeros at a warpgroup's 64 rows from `token` on of a head of x [tokens, heads, 256].
 __device__ inline void store_zeros(Bf16* x, int token, int tokens, int head, int heads) {
@@ -286,17 +315,21 @@ struct Queries {
   int tokens = 0, heads = 0, group = 0;
   int item_heads = 0;  ///< query heads of an item: 2 that share a key head, or 1 with twice the tokens
   int items = 0;
+  LastBlocks last;  ///< of the blocks of queries, counted from the last tokens on
 
   Queries() = default;
-  explicit Queries(const AttentionSizes& sizes);
+  /// With the bounds of the queries in host memory, which may be null.
+  Queries(const AttentionSizes& sizes, const std::int32_t* lo, const std::int32_t* hi);
   __host__ __device__ int item_tokens() const { return 2 * kTile / item_heads; }
+  __host__ __device__ int block_items() const { return heads / item_heads; }
 };
 
-/// What an item number means; items of the last tokens come first: with causal masks they are the longest.
+/// What an item number means: items of the last tokens have the lowest, with causal masks they are the
+/// longest.
 struct QueryItem {
   int token, tokens, head, kv;
   __device__ QueryItem(const Queries& q, int item) {
-    const int per_block = q.heads / q.item_heads;
+    const int per_block = q.block_items();
     tokens = q.item_tokens();
     token = (q.items - 1 - item) / per_block * tokens;
     head = item % per_block * q.item_heads;
@@ -307,11 +340,15 @@ struct QueryItem {
   __device__ int head_of(int warpgroup) const { return tokens == kTile ? head + warpgroup : head; }
 };
 
-/// The keys that any query of an item sees. Arguments have `queries`, `lo` and `hi`.
+/// The item that comes in place `place` of the order of work, and the keys that any of its queries sees.
+/// Arguments have `queries`, `lo` and `hi`.
 struct KeyBounds {
   template <class Arguments>
-  __device__ static Work of(const Arguments& a, int number) {
-    if (number >= a.queries.items) return {number, 0, 0};
+  __device__ static Work of(const Arguments& a, int place) {
+    if (place >= a.queries.items) return {place, 0, 0};
+    const int per_block = a.queries.block_items();
+    const int block = a.queries.last.block(place / per_block, a.queries.items / per_block);
+    const int number = block * per_block + place % per_block;
     const QueryItem item(a.queries, number);
     return {number, a.lo[item.token], a.hi[min(item.token + item.tokens, a.queries.tokens) - 1]};
   }
@@ -351,14 +388,36 @@ CUtensorMap output_map(void* x, std::int64_t tokens, std::int64_t heads);
 /// Streaming multiprocessors of the current device.
 int sm_count();
 
-/// Starts a kernel that runs one block per SM, or per item where there are fewer.
+/// Before a kernel's first access to global memory: lets the next kernel take processors that become free,
+/// and waits for the kernel before.
+__device__ inline void follow_previous() {
+  hopper::launch_dependents();
+  hopper::wait_for_previous();
+}
+
+/// Starts a kernel that begins with follow_previous.
+template <class Arguments>
+void launch_following(const char* op, void (*kernel)(Arguments), const Arguments& arguments, int blocks,
+                      int threads, std::size_t shared, cudaStream_t stream) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = 1;
+  cuda_ok(cudaLaunchKernelEx(&config, kernel, arguments), op);
+}
+
+/// The same of one that runs one block per SM, or per item where there are fewer.
 template <class Arguments>
 void launch_persistent(const char* op, void (*kernel)(Arguments), const Arguments& arguments, int items,
                        std::size_t shared, cudaStream_t stream) {
   cuda_ok(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
           op);
-  kernel<<<static_cast<unsigned>(std::min(items, sm_count())), kThreads, shared, stream>>>(arguments);
-  launched(op);
+  launch_following(op, kernel, arguments, std::min(items, sm_count()), kThreads, shared, stream);
 }
 
 }  // namespace lapidary::attention256

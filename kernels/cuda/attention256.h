@@ -14,9 +14,10 @@ struct Attention256Forward {
   AttentionSizes sizes;   ///< dim is 256
   const void *q, *k, *v;  ///< bf16 [N, H, 256], [N, KV, 256] twice; 16-byte aligned
   const std::int32_t *lo, *hi;
-  void* out;      ///< bf16 [N, H, 256]
-  float* lse;     ///< [H, N]
-  void* scratch;  ///< kAttention256Scratch bytes
+  const std::int32_t *host_lo, *host_hi;  ///< the same in host memory; may be null
+  void* out;                              ///< bf16 [N, H, 256]
+  float* lse;                             ///< [H, N]
+  void* scratch;                          ///< kAttention256Scratch bytes
 };
 
 struct Attention256Backward {

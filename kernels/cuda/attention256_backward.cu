@@ -24,8 +24,6 @@ BackwardBuffers::BackwardBuffers(void* scratch, const Attention256Scratch& plan)
   query_begin = reinterpret_cast<std::int32_t*>(take(plan.interval));
   query_end = reinterpret_cast<std::int32_t*>(take(plan.interval));
   first = reinterpret_cast<std::int32_t*>(take(plan.blocks));
-  order = reinterpret_cast<std::int32_t*>(take(plan.blocks));
-  seen = reinterpret_cast<std::int32_t*>(take(plan.blocks));
   counters = reinterpret_cast<int*>(take(plan.counters));
 }
 
@@ -37,23 +35,36 @@ struct PrepareArguments {
   const std::int32_t *lo, *hi;
   int* counters;
   float *lse2, *delta;
-  std::int32_t *query_begin, *query_end, *first, *order, *seen;
+  std::int32_t *query_begin, *query_end, *first;
   int tokens, heads, stride;
   int counter_count;
 };
 
-/// First index of the never decreasing array x [n] whose value is above `bound`.
-__device__ inline int first_above(const std::int32_t* x, int n, int bound) {
-  int begin = 0, end = n;
-  while (begin < end) {
-    const int middle = (begin + end) / 2;
-    if (x[middle] > bound) {
-      end = middle;
-    } else {
-      begin = middle + 1;
-    }
+/// Writes its value to x [begin, end) of every lane: ranges are mostly of one element, and some of a
+/// thousand.
+__device__ inline void fill_ranges(std::int32_t* x, int begin, int end, int value) {
+  if (begin < end) x[begin] = value;
+  unsigned left = __ballot_sync(0xffffffffu, end - begin > 1);
+  for (; left != 0; left &= left - 1) {
+    const int lane = __ffs(static_cast<int>(left)) - 1;
+    const int last = __shfl_sync(0xffffffffu, end, lane), filled = __shfl_sync(0xffffffffu, value, lane);
+    for (int i = __shfl_sync(0xffffffffu, begin, lane) + 1 + static_cast<int>(threadIdx.x) % 32; i < last;
+         i += 32)
+      x[i] = filled;
   }
-  return begin;
+}
+
+/// The queries that see a key: the first whose hi is above it, the first whose lo is. As neither decreases, a
+/// query is that of the keys between its bound and the one before. One query a thread, and one past the last.
+__device__ inline void find_queries(const PrepareArguments& a, int query) {
+  const bool any = query <= a.tokens;
+  const auto bound = [&](const std::int32_t* x, int at) {
+    return at < 0 || !any ? 0 : at < a.tokens ? x[at] : a.tokens;
+  };
+  const int hi_before = bound(a.hi, query - 1), hi = bound(a.hi, query);
+  const int lo_before = bound(a.lo, query - 1), lo = bound(a.lo, query);
+  fill_ranges(a.query_begin, hi_before, hi, query);
+  fill_ranges(a.query_end, lo_before, lo, query);
 }
 
 constexpr int kPrepareThreads = 256, kPrepareWarps = kPrepareThreads / 32;
@@ -90,85 +101,46 @@ __device__ void place_tiles(const PrepareArguments& a) {
   }
 }
 
-/// The order of the blocks of keys: as they come, but the few that the fewest queries see last, the longest
-/// of these first, so that blocks of threads end together. (All by length would read queries from everywhere
-/// at a time.) One block of threads.
-__device__ void order_blocks(const PrepareArguments& a) {
-  constexpr int kLast = 16;
-  constexpr std::int32_t kTaken = 0x7fffffff;
-  __shared__ unsigned long long least[kPrepareWarps];
-  __shared__ int last[kLast];
-  const int blocks = (a.tokens + kTile - 1) / kTile, taken = min(kLast, blocks);
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  for (int b = static_cast<int>(threadIdx.x); b < blocks; b += kPrepareThreads) {
-    const int begin = first_above(a.hi, a.tokens, b * kTile),
-              end = first_above(a.lo, a.tokens, min((b + 1) * kTile, a.tokens) - 1);
-    a.seen[b] = max(end - begin, 0);
-  }
-  for (int i = 0; i < taken; ++i) {
-    // The shortest, and of these the last: a number of length and place. Threads look at their own blocks.
-    unsigned long long mine = ~0ull;
-    for (int b = static_cast<int>(threadIdx.x); b < blocks; b += kPrepareThreads)
-      mine = min(mine, static_cast<unsigned long long>(a.seen[b]) << 32 | static_cast<unsigned>(blocks - b));
+/// The sum of x y over eight components.
+__device__ inline float multiply(const uint4& x, const uint4& y) {
+  const std::uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
+  float sum = 0.0f;
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) mine = min(mine, __shfl_xor_sync(0xffffffffu, mine, step));
-    if (lane == 0) least[warp] = mine;
-    __syncthreads();
-    for (int w = 0; w < kPrepareWarps; ++w) mine = min(mine, least[w]);
-    const int chosen = blocks - static_cast<int>(mine & 0xffffffffu);
-    if (chosen % kPrepareThreads == static_cast<int>(threadIdx.x)) {
-      a.seen[chosen] = kTaken;
-      a.order[blocks - 1 - i] = chosen, last[i] = chosen;
-    }
-    __syncthreads();
+  for (int i = 0; i < 4; ++i) {
+    sum = fmaf(low_half(xs[i]), low_half(ys[i]), sum);
+    sum = fmaf(high_half(xs[i]), high_half(ys[i]), sum);
   }
-  for (int b = static_cast<int>(threadIdx.x); b < blocks; b += kPrepareThreads) {
-    if (a.seen[b] == kTaken) continue;
-    int before = 0;
-    for (int i = 0; i < taken; ++i) before += last[i] < b ? 1 : 0;
-    a.order[b - before] = b;
-  }
+  return sum;
 }
 
-/// The first block of threads plans. Of the others a warp per token and head: delta = sum of out d_out and
-/// lse log2(e), infinity where a query has no keys and past the last token, so that every probability there
-/// is 0; and a thread per key: the queries that see it.
+/// The first block of threads plans. Of the others a thread per query: the keys of which it is the first that
+/// sees them, and the first that does not any more; a thread per head and token: lse log2(e), infinity where
+/// a query has no keys and past the last token, so that every probability there is 0; and a warp per token
+/// and head: delta = sum of out d_out, 0 past the last token.
 __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const PrepareArguments a) {
+  follow_previous();
   if (blockIdx.x == 0) {
     for (int i = static_cast<int>(threadIdx.x); i < a.counter_count; i += kPrepareThreads) a.counters[i] = 0;
     place_tiles(a);
-    order_blocks(a);
     return;
   }
   const int index = static_cast<int>((blockIdx.x - 1) * blockDim.x + threadIdx.x);
-  if (index < a.tokens) {
-    a.query_begin[index] = first_above(a.hi, a.tokens, index);
-    a.query_end[index] = first_above(a.lo, a.tokens, index);
+  if (index / 32 <= a.tokens / 32) find_queries(a, index);
+  if (const int head = index / a.stride, token = index % a.stride; head < a.heads) {
+    const float lse =
+        token < a.tokens ? a.lse[static_cast<std::int64_t>(head) * a.tokens + token] : -INFINITY;
+    a.lse2[index] = lse == -INFINITY ? INFINITY : lse * kLog2E;
+    if (token >= a.tokens) a.delta[index] = 0.0f;
   }
   const int pair = index / 32, lane = index % 32;
   const int token = pair / a.heads, head = pair % a.heads;
-  if (token >= a.stride) return;
-  float sum = 0.0f, lse2 = INFINITY;
-  if (token < a.tokens) {
-    constexpr int kWords = 4;  // of 2 elements, per lane
-    const std::int64_t from = (static_cast<std::int64_t>(token) * a.heads + head) * kDim + lane * 2 * kWords;
-    const uint4 x = *reinterpret_cast<const uint4*>(a.out + from);
-    const uint4 y = *reinterpret_cast<const uint4*>(a.d_out + from);
-    const std::uint32_t xs[kWords] = {x.x, x.y, x.z, x.w}, ys[kWords] = {y.x, y.y, y.z, y.w};
+  if (token >= a.tokens) return;
+  const std::int64_t from = (static_cast<std::int64_t>(token) * a.heads + head) * kDim + lane * 8;
+  float sum = multiply(*reinterpret_cast<const uint4*>(a.out + from),
+                       *reinterpret_cast<const uint4*>(a.d_out + from));
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      sum = fmaf(low_half(xs[i]), low_half(ys[i]), sum);
-      sum = fmaf(high_half(xs[i]), high_half(ys[i]), sum);
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    const float lse = a.lse[static_cast<std::int64_t>(head) * a.tokens + token];
-    if (lse != -INFINITY) lse2 = lse * kLog2E;
-  }
-  if (lane == 0) {
-    a.delta[static_cast<std::int64_t>(head) * a.stride + token] = sum;
-    a.lse2[static_cast<std::int64_t>(head) * a.stride + token] = lse2;
-  }
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (lane == 0) a.delta[static_cast<std::int64_t>(head) * a.stride + token] = sum;
 }
 
 void prepare(const Attention256Backward& call, const BackwardBuffers& buffers, cudaStream_t stream) {
@@ -177,13 +149,13 @@ void prepare(const Attention256Backward& call, const BackwardBuffers& buffers, c
   a.lse = call.lse, a.lo = call.lo, a.hi = call.hi;
   a.counters = buffers.counters, a.lse2 = buffers.lse2, a.delta = buffers.delta;
   a.query_begin = buffers.query_begin, a.query_end = buffers.query_end;
-  a.first = buffers.first, a.order = buffers.order, a.seen = buffers.seen;
+  a.first = buffers.first;
   a.tokens = static_cast<int>(call.sizes.tokens), a.heads = static_cast<int>(call.sizes.heads);
   a.stride = buffers.stride;
   a.counter_count = static_cast<int>(2 * call.sizes.kv_heads);
   const std::int64_t threads = static_cast<std::int64_t>(a.stride) * a.heads * 32;
-  prepare_kernel<<<static_cast<unsigned>(1 + threads / kPrepareThreads), kPrepareThreads, 0, stream>>>(a);
-  launched("AttentionBackward");
+  launch_following("AttentionBackward", prepare_kernel, a, static_cast<int>(1 + threads / kPrepareThreads),
+                   kPrepareThreads, 0, stream);
 }
 
 /// The tiles of score gradients of one query head; 0 where the host does not know.

@@ -37,7 +37,6 @@ struct BackwardBuffers {
   float *lse2, *delta;                    ///< [H, stride]
   std::int32_t *query_begin, *query_end;  ///< [N] queries that see a key
   std::int32_t* first;                    ///< by block of queries, as KeptGradients has it
-  std::int32_t *order, *seen;             ///< blocks of keys in the order of work; by block, its queries
   Bf16* gradients;                        ///< tiles of score gradients
   int stride;
   BackwardBuffers(void* scratch, const Attention256Scratch& plan);

@@ -3,6 +3,9 @@
 // both read the same tiles of 64 keys. A warpgroup starts the scores of tile j + 1 and the sum over the
 // values of tile j together, so that the softmax of j + 1 runs beside the products; and the first scores of
 // an item beside the last sum of the one before, whose results leave meanwhile.
+#include <algorithm>
+#include <numeric>
+
 #include "kernels/cuda/attention256.cuh"
 
 namespace lapidary {
@@ -12,9 +15,9 @@ namespace attention256 {
 namespace {
 
 struct ForwardArguments {
-  CUtensorMap q, k, v;
+  CUtensorMap q, k, v, stored;
   const std::int32_t *lo, *hi;
-  Bf16* out;
+  Bf16* out;  ///< as `stored`
   float* lse;
   int* counter;
   Queries queries;
@@ -23,8 +26,9 @@ struct ForwardArguments {
 struct ForwardShared {
   static constexpr int kStages = 2;
   Tile q[2], k[kStages], v[kStages];
-  OutputPanels panels;
+  Tile results;
   Barrier q_full[2], q_empty[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  Turns turns;
   Queue queue;
 
   __device__ void init() {
@@ -39,6 +43,7 @@ struct ForwardShared {
       hopper::barrier_init(at(&k_empty[i]), kWarps);
       hopper::barrier_init(at(&v_empty[i]), kWarps);
     }
+    turns.init();
     queue.init();
     hopper::fence_barrier_init();
   }
@@ -147,6 +152,7 @@ struct ForwardConsumer {
   Ring<2> queue;
   Ring<1> q;
   Ring<ForwardShared::kStages> k, v;
+  OutputInTurn output;
 
   /// The next item that has keys, or the end.
   __device__ __forceinline__ Work next_work() {
@@ -226,12 +232,13 @@ struct ForwardConsumer {
     softmax.finish();
     float factor[2];
 #pragma unroll
+    for (int r = 0; r < 2; ++r) factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
+    output.store(s.results, s.turns, warpgroup, a.stored, token, head, out, factor);
+#pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = token + place.row + 8 * r;
-      factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
       if (place.column == 0 && row < a.queries.tokens) lse(head)[row] = softmax.top[r] + logf(softmax.sum[r]);
     }
-    store_rows(s.panels, a.out, token, a.queries.tokens, head, a.queries.heads, out, factor);
   }
 
   /// (Branches and loops stand before an item's last sum: ptxas serialises all products if sums are read with
@@ -250,6 +257,7 @@ struct ForwardConsumer {
       hopper::wgmma_wait<0>();
       take_scores(rows, work.begin, tiles_of(work) == 1, softmax, scores, factor);
       pack(p, scores);
+      output.release();
       walk(rows, work, softmax, p, scores, out);
       const Work next = next_work();
       if (next.number >= a.queries.items) {
@@ -257,6 +265,7 @@ struct ForwardConsumer {
         hopper::wgmma_wait<0>();
         end_values(out);
         store(work, softmax, out);
+        output.release();
         break;
       }
       start_values(out, p);
@@ -270,9 +279,16 @@ struct ForwardConsumer {
   }
 };
 
+/// Sets the counter of items to 0: a kernel, which the next one's blocks can follow without a gap.
+__global__ void reset_kernel(int* counter) {
+  follow_previous();
+  *counter = 0;
+}
+
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_constant__ ForwardArguments a) {
   auto& s = shared_memory<ForwardShared>();
   if (threadIdx.x == 0) s.init();
+  follow_previous();
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
     hopper::registers_dec<kProducerRegisters>();
@@ -285,12 +301,33 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_const
 
 }  // namespace
 
-Queries::Queries(const AttentionSizes& sizes)
+LastBlocks::LastBlocks(const std::vector<std::int32_t>& work)
+    : count(std::min(kMost, static_cast<int>(work.size()))) {
+  std::vector<int> blocks(work.size());
+  std::iota(blocks.begin(), blocks.end(), 0);
+  // The longest of the last first; of two alike the one that comes first.
+  const auto longer = [&](int a, int b) { return work[a] != work[b] ? work[a] > work[b] : a < b; };
+  std::nth_element(blocks.begin(), blocks.end() - count, blocks.end(), longer);
+  std::copy(blocks.end() - count, blocks.end(), order);
+  std::sort(order, order + count, longer);
+  std::copy(order, order + count, ascending);
+  std::sort(ascending, ascending + count);
+}
+
+Queries::Queries(const AttentionSizes& sizes, const std::int32_t* lo, const std::int32_t* hi)
     : tokens(static_cast<int>(sizes.tokens)),
       heads(static_cast<int>(sizes.heads)),
       group(static_cast<int>(sizes.heads / sizes.kv_heads)),
       item_heads(group % 2 == 0 ? 2 : 1) {
-  items = (tokens + item_tokens() - 1) / item_tokens() * (heads / item_heads);
+  const int blocks = (tokens + item_tokens() - 1) / item_tokens();
+  items = blocks * block_items();
+  if (!lo || !hi) return;
+  std::vector<std::int32_t> seen(static_cast<std::size_t>(blocks));
+  for (int i = 0; i < blocks; ++i) {
+    const int token = (blocks - 1 - i) * item_tokens();
+    seen[static_cast<std::size_t>(i)] = hi[std::min(token + item_tokens(), tokens) - 1] - lo[token];
+  }
+  last = LastBlocks(seen);
 }
 
 namespace {
@@ -332,11 +369,12 @@ void attention256_forward(const Attention256Forward& call, cudaStream_t stream) 
   a.q = tile_map(call.q, z.tokens, z.heads);
   a.k = tile_map(call.k, z.tokens, z.kv_heads);
   a.v = tile_map(call.v, z.tokens, z.kv_heads);
+  a.stored = output_map(call.out, z.tokens, z.heads);
   a.lo = call.lo, a.hi = call.hi;
   a.out = static_cast<Bf16*>(call.out), a.lse = call.lse;
   a.counter = static_cast<int*>(call.scratch);
-  a.queries = Queries(call.sizes);
-  cuda_ok(cudaMemsetAsync(a.counter, 0, sizeof(int), stream), "Attention");
+  a.queries = Queries(call.sizes, call.host_lo, call.host_hi);
+  launch_following("Attention", reset_kernel, a.counter, 1, 1, 0, stream);
   launch_persistent("Attention", forward_kernel, a, a.queries.items, sizeof(ForwardShared), stream);
 }
 

@@ -11,7 +11,7 @@ namespace {
 struct KeyArguments {
   CUtensorMap q, d_out, k, v, stored_d_k, stored_d_v;
   const float *lse2, *delta;
-  const std::int32_t *query_begin, *query_end, *order;
+  const std::int32_t *query_begin, *query_end;
   Bf16 *d_k, *d_v;  ///< as stored_d_k, stored_d_v
   int* counter;
   int tokens, heads, kv_heads, group, stride;
@@ -19,13 +19,15 @@ struct KeyArguments {
   Round round;
   KeptGradients kept;
   int align;  ///< mask for the first query of a tile
+  LastBlocks last;
 };
 
 /// The item that comes in place `number` of the order of work, and the queries that see any of its keys.
 struct QueryBounds {
   __device__ static Work of(const KeyArguments& a, int number) {
     if (number >= a.items) return {number, 0, 0};
-    const int heads = a.round.kv_heads, block = a.order[number / heads], key = block * kTile;
+    const int heads = a.round.kv_heads, block = a.last.block(number / heads, a.items / heads);
+    const int key = block * kTile;
     return {block * heads + number % heads, a.query_begin[key], a.query_end[min(key + kTile, a.tokens) - 1]};
   }
 };
@@ -379,6 +381,7 @@ __device__ void consume(const KeyArguments& a, KeyShared& s) {
 __global__ void __launch_bounds__(kThreads, 1) key_kernel(const __grid_constant__ KeyArguments a) {
   auto& s = shared_memory<KeyShared>();
   if (threadIdx.x == 0) s.init();
+  follow_previous();
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
     hopper::registers_dec<kProducerRegisters>();
@@ -393,6 +396,20 @@ __global__ void __launch_bounds__(kThreads, 1) key_kernel(const __grid_constant_
   }
 }
 
+/// Of the blocks of keys, by the queries that see them.
+LastBlocks last_blocks(const Attention256Backward& call) {
+  const auto tokens = static_cast<int>(call.sizes.tokens);
+  const std::int32_t *lo = call.host_lo, *hi = call.host_hi;
+  if (!lo || !hi) return {};
+  std::vector<std::int32_t> seen;
+  for (int key = 0; key < tokens; key += kTile) {
+    const auto begin = std::upper_bound(hi, hi + tokens, key) - hi,
+               end = std::upper_bound(lo, lo + tokens, std::min(key + kTile, tokens) - 1) - lo;
+    seen.push_back(static_cast<std::int32_t>(std::max<std::ptrdiff_t>(end - begin, 0)));
+  }
+  return LastBlocks(seen);
+}
+
 }  // namespace
 
 void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& buffers, const Round& round,
@@ -404,7 +421,7 @@ void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& b
   a.stored_d_k = output_map(call.d_k, z.tokens, z.kv_heads);
   a.stored_d_v = output_map(call.d_v, z.tokens, z.kv_heads);
   a.lse2 = buffers.lse2, a.delta = buffers.delta;
-  a.query_begin = buffers.query_begin, a.query_end = buffers.query_end, a.order = buffers.order;
+  a.query_begin = buffers.query_begin, a.query_end = buffers.query_end;
   a.d_k = static_cast<Bf16*>(call.d_k), a.d_v = static_cast<Bf16*>(call.d_v);
   a.counter = counter;
   a.tokens = static_cast<int>(z.tokens), a.heads = static_cast<int>(z.heads);
@@ -415,6 +432,7 @@ void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& b
   a.kept = buffers.kept(round);
   // Kept gradients are found by whole blocks of queries.
   a.align = round.head_tiles > 0 ? ~(kTile - 1) : ~1;
+  a.last = last_blocks(call);
   launch_persistent("AttentionBackward", key_kernel, a, a.items, sizeof(KeyShared), stream);
 }
 

@@ -21,12 +21,11 @@ constexpr std::size_t kAttention256Scratch = 256;
 /// The backward's scratch, in this order: gradients of the scores (bf16, for as many key heads as fit); per
 /// head and token the log-sum-exp in base 2 and the row sum of out d_out, rows padded so that a tile may read
 /// past the last token; per key the first query that sees it and the first that does not any more; per block
-/// of queries where its gradients lie; the order of the blocks of keys, and how many queries see each; two
-/// counters that hand out tiles for every key head.
+/// of queries where its gradients lie; two counters that hand out tiles for every key head.
 struct Attention256Scratch {
   std::int64_t stride;                                           ///< tokens per row of the row statistics
   std::size_t gradients, statistic, interval, blocks, counters;  ///< bytes, of one array each
-  std::size_t total() const { return gradients + 2 * statistic + 2 * interval + 3 * blocks + counters; }
+  std::size_t total() const { return gradients + 2 * statistic + 2 * interval + blocks + counters; }
 };
 
 /// At most this much for the gradients. With a window of 1024 the 16 heads of 8,192 tokens take 255 MiB: all

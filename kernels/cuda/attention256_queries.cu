@@ -8,10 +8,10 @@ namespace {
 // ------------------------------------------------------------------------- from the scores' gradients
 
 struct SumArguments {
-  CUtensorMap k, gradients;
+  CUtensorMap k, gradients, stored;
   const std::int32_t *lo, *hi;
   KeptGradients kept;
-  Bf16* d_q;
+  Bf16* d_q;  ///< as `stored`
   int* counter;
   int heads;
   Queries queries;  ///< of the round's heads
@@ -26,9 +26,10 @@ struct ScoreTile {
 struct SumShared {
   static constexpr int kStages = 4;
   Tile k[kStages];
-  OutputPanels panels;
+  Tile results;
   ScoreTile gradients[kStages][2];
   Barrier full[kStages], empty[kStages];
+  Turns turns;
   Queue queue;
 
   __device__ void init() {
@@ -36,6 +37,7 @@ struct SumShared {
       hopper::barrier_init(at(&full[i]), 1);
       hopper::barrier_init(at(&empty[i]), kConsumers);
     }
+    turns.init();
     queue.init();
     hopper::fence_barrier_init();
   }
@@ -48,7 +50,9 @@ __device__ void produce_sums(const SumArguments& a, SumShared& s) {
     const Work work = feed.take();
     if (work.number >= a.queries.items) return;
     const QueryItem item(a.queries, work.number);
-    for (int t = first_tile(work.begin); t < end_tile(work.begin, work.end); ++t) {
+    const int end = end_tile(work.begin, work.end);
+    for (int t = first_tile(work.begin); t < end; ++t) {
+      if (t + 1 == end) feed.reserve();
       const Barrier& full = s.full[stage.stage];
       hopper::wait(at(&s.empty[stage.stage]), stage.parity ^ 1);
       hopper::arrive_expect(at(&full), kTileBytes + 2 * kScoreTileBytes);
@@ -87,6 +91,7 @@ struct SumConsumer {
   int warpgroup = warpgroup_index();
   Ring<2> queue;
   Ring<SumShared::kStages> stage;
+  OutputInTurn output;
 
   __device__ int head_of(const QueryItem& item) const {
     return a.round.kv_begin * a.queries.group + item.head_of(warpgroup);
@@ -111,6 +116,7 @@ struct SumConsumer {
   __device__ __forceinline__ void start(float (&d_q)[128], const std::uint32_t (&d_s)[4][4]) {
     start_sum(d_q, d_s, by_columns(s.k[stage.stage]), true);
     stage.next();
+    output.release();
   }
   /// Ends it, in the stage before.
   __device__ __forceinline__ void end(float (&d_q)[128], const Barrier& done) {
@@ -146,15 +152,17 @@ struct SumConsumer {
       const bool more = work.number < a.queries.items;
       if (more) load(raw);
       end(d_q, done);
-      store_rows(s.panels, a.d_q, item.token, a.queries.tokens, head_of(item), a.heads, d_q, {1.0f, 1.0f});
+      output.store(s.results, s.turns, warpgroup, a.stored, item.token, head_of(item), d_q, {1.0f, 1.0f});
       if (!more) break;
     }
+    output.release();
   }
 };
 
 __global__ void __launch_bounds__(kThreads, 1) sum_kernel(const __grid_constant__ SumArguments a) {
   auto& s = shared_memory<SumShared>();
   if (threadIdx.x == 0) s.init();
+  follow_previous();
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
     hopper::registers_dec<kProducerRegisters>();
@@ -333,6 +341,7 @@ struct QueryConsumer {
 __global__ void __launch_bounds__(kThreads, 1) query_kernel(const __grid_constant__ QueryArguments a) {
   auto& s = shared_memory<QueryShared>();
   if (threadIdx.x == 0) s.init();
+  follow_previous();
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
     hopper::registers_dec<24>();
@@ -366,10 +375,12 @@ void sum_over_keys(const Attention256Backward& call, const BackwardBuffers& buff
   a.lo = call.lo, a.hi = call.hi;
   a.kept = buffers.kept(round);
   a.gradients = gradients_map(a.kept, round, z.group());
+  a.stored = output_map(call.d_q, z.tokens, z.heads);
   a.d_q = static_cast<Bf16*>(call.d_q);
   a.counter = counter;
   a.heads = static_cast<int>(z.heads);
-  a.queries = Queries({z.tokens, z.group() * round.kv_heads, round.kv_heads, z.dim});
+  a.queries =
+      Queries({z.tokens, z.group() * round.kv_heads, round.kv_heads, z.dim}, call.host_lo, call.host_hi);
   a.round = round;
   launch_persistent("AttentionBackward", sum_kernel, a, a.queries.items, sizeof(SumShared), stream);
 }
@@ -386,7 +397,7 @@ void sum_over_keys_again(const Attention256Backward& call, const BackwardBuffers
   a.d_q = static_cast<Bf16*>(call.d_q);
   a.counter = counter;
   a.stride = buffers.stride;
-  a.queries = Queries(z);
+  a.queries = Queries(z, call.host_lo, call.host_hi);
   launch_persistent("AttentionBackward", query_kernel, a, a.queries.items, sizeof(QueryShared), stream);
 }
 
