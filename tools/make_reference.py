@@ -20,7 +20,7 @@ Each case is a folder:
 
 Everything runs in float32 with the eager attention, so an fp32 implementation should agree to about 1e-5.
 """
-import argparse, copy, json, os
+import argparse, copy, inspect, json, os
 import torch
 from safetensors.torch import save_file
 from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration
@@ -166,6 +166,8 @@ def make(out, name, why, seed, config, rows, length, packed=None, prompt=0, step
         if os.path.exists(p): os.remove(p)
 
     kwargs = {k: t for k, t in inputs.items() if k != "labels"}
+    if frames and "num_frames_per_video" in inspect.signature(model.forward).parameters:  # of versions after 5.17
+        kwargs["num_frames_per_video"] = torch.tensor([len(inputs["pixel_values_videos"])])
     if image_attention == "sliding":
         assert not packed
         kwargs["attention_mask"] = masks_of_generate(types, config["text_config"]["sliding_window"], torch.float32)
