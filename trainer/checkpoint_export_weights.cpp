@@ -126,6 +126,7 @@ class WeightsExport {
     return blocks;
   }
 
+  /// Where the block's values come from; `tensor`: its first.
   void find_values(const ExportedTensor& tensor, Block& block) const {
     const std::int64_t size = size_of(tensor.stored.type);
     const std::int64_t first = std::max<std::int64_t>(0, block.begin - tensor.stored.offset) / size;

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <fstream>
@@ -39,6 +40,7 @@ std::int64_t acknowledged(const std::string& folder) {
 
 enum Phase : int { starting, sweeping, loading, saving, deleting };
 constexpr const char* kPhaseNames[] = {"starting", "sweeping", "loading", "saving", "deleting"};
+constexpr Phase kStruck[] = {sweeping, loading, saving, deleting};
 
 /// What a rank is doing, in a page of a file that outlives it.
 class PhaseOfRank {
@@ -176,9 +178,12 @@ class CheckpointKill : public testing::Test {
     ++killed_in_[phase.get()];
     expect_nothing_lost(folder_.path(), what);
   }
-  /// Each thing that a victim does was interrupted at least `least` times.
+  /// Something that a victim does was interrupted less than `least` times.
+  bool too_few(int least) {
+    return std::ranges::any_of(kStruck, [&](Phase phase) { return killed_in_[phase] < least; });
+  }
   void expect_all_phases(int least) {
-    for (const Phase phase : {sweeping, loading, saving, deleting}) {
+    for (const Phase phase : kStruck) {
       std::cout << fmt::format("{} killed while {}; ", killed_in_[phase], kPhaseNames[phase]);
       EXPECT_GE(killed_in_[phase], least) << kPhaseNames[phase];
     }
@@ -222,12 +227,14 @@ TEST_F(CheckpointKill, AtRandomPoints) {
 }
 
 TEST_F(CheckpointKill, AtRandomMoments) {
-  for (int i = 0; i < 100; ++i) {
+  // On a loaded machine what is short is often over before the signal comes: go on until it was hit.
+  constexpr int kLeast = 5;
+  for (int i = 0; i < 100 || (too_few(kLeast) && i < 500); ++i) {
     run_and_kill({}, "at a random moment");
     if (HasFatalFailure()) return;
   }
   EXPECT_GT(acknowledged(folder_.path()), 20);
-  expect_all_phases(5);
+  expect_all_phases(kLeast);
 }
 
 // -- over ranks: this program once more, under mpirun
@@ -319,7 +326,8 @@ TEST_F(CheckpointKillRanks, AnyRankAtAnyMoment) {
   // On a loaded machine ranks are killed before they save much: go on until enough was saved to be lost.
   constexpr int kSaves = 10;
   const int wanted = kills(20);
-  for (int i = 0; i < wanted || (acknowledged(folder_.path()) <= kSaves && i < 3 * wanted); ++i) {
+  const auto enough = [&] { return acknowledged(folder_.path()) > kSaves && !too_few(1); };
+  for (int i = 0; i < wanted || (!enough() && i < 3 * wanted); ++i) {
     strike(2 + i % 3, static_cast<Phase>(sweeping + i % 4), SIGKILL);
     if (HasFailure()) return;
   }
