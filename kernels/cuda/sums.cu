@@ -94,7 +94,7 @@ struct RankParts {
 };
 
 /// kPacks packs per thread, a block's width apart. The loads of two ranks are on their way before the first
-/// is added: one at a time moved 3.5 TB/s in a step.
+/// is added: with one at a time a sum of two ranks ran at 0.92 of the rate of a copy.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads) rank_sum(const __grid_constant__ RankParts<T> p) {
   constexpr int kPacks = static_cast<int>(kRankSumPacks), kRanks = 2;

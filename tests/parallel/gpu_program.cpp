@@ -188,10 +188,11 @@ void measure(const World& world, Mesh& mesh, Stream& stream) {
       Ticket ticket = mesh.reduce->exchange(stream, whole, parts);
       mesh.reduce->wait(stream, ticket);
     });
-    Arena workspace(stream.backend(), "workspace", std::size_t{1} << 20);
-    stream.set_workspace(&workspace);
     const Tensor own = whole.flat_range(world.rank * count, count), squares = arena.allocate(DType::f64, {1});
-    RankSum sum{.own = own, .others = parts, .rank = world.rank, .out = shard};
+    RankSum sum{.own = own, .others = parts, .rank = world.rank, .out = shard, .squares = squares};
+    Arena workspace(stream.backend(), "workspace", sum.scratch_bytes(Device::cuda) + Arena::kAlignment);
+    stream.set_workspace(&workspace);
+    sum.squares = {};
     time("sum of the parts", [&] { run(stream, sum); });
     sum.squares = squares;
     time("sum of the parts and of its squares", [&] { run(stream, sum); });
