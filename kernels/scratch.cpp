@@ -52,7 +52,7 @@ std::size_t QkvNormRopeBackward::scratch_bytes(Device device) const {
 std::size_t Attention::scratch_bytes(Device device) const {
   if (device == Device::cpu) return 0;
   const AttentionSizes sizes = attention_sizes(*this);
-  if (attention512_applies(sizes, q.dtype())) return 0;
+  if (attention512_applies(sizes, q.dtype())) return kAttention512ForwardScratch;
   return attention256_applies(sizes, q.dtype()) ? kAttention256Scratch : forward_score_bytes(sizes);
 }
 

@@ -24,26 +24,6 @@ constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 
 constexpr int kSharedBytes = sizeof(Shared) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
 
-/// Stores a warp's 16 rows of 256 sums, times a factor for each of the thread's two, at rows [row, row + 16)
-/// and columns from `column` on of x [rows, kDim], by way of 2 KiB of shared memory that are the warp's own.
-__device__ inline void store_rows(std::uint32_t panel, const float (&sum)[128], const float (&factor)[2],
-                                  Bf16* x, int row, int rows, int column) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  row += lane / 8;
-#pragma unroll
-  for (int block = 0; block < 4; ++block) {
-    __syncwarp();
-    store_panel(panel, sum, block, factor);
-    __syncwarp();
-    Bf16* const to = x + static_cast<std::int64_t>(row) * kDim + column + block * 64 + lane % 8 * 8;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (row + i * 4 < rows)
-        *reinterpret_cast<uint4*>(to + i * 4 * kDim) = load_shared(panel + swizzle128(i * 512 + lane * 16));
-    }
-  }
-}
-
 /// One of the two computing warpgroups: 64 rows of every product, 256 columns.
 struct Consumer {
   const Problem& z;
@@ -51,12 +31,6 @@ struct Consumer {
   const int group, thread, warp, lane;
   Cursor<kStages> stage;
   Cursor<2> task;
-  /// What this warp has stored without telling.
-  struct {
-    int* counter = nullptr;
-    int* flag = nullptr;
-    int value = 0;
-  } untold;
   float sums[128];
 
   __device__ Consumer(const Problem& problem, Shared& memory, int warpgroup)
@@ -67,30 +41,20 @@ struct Consumer {
         warp(thread / 32),
         lane(thread % 32) {}
 
-  /// Tells that what this warp stored last is there. Not at once, for the fence waits for the stores: they
-  /// end beside the next product.
-  __device__ void tell() {
-    __syncwarp();
-    if (untold.counter != nullptr && lane == 0) {
-      fence_gpu();
-      if (untold.flag != nullptr) store_relaxed(untold.flag, untold.value);
-      add_relaxed(untold.counter, 1);
-    }
-    untold = {};
-  }
-
-  __device__ Task next_task() {
+  __device__ Task next_task(Part& part) {
     const std::uint32_t full = shared_address(&shared.task_full[task.slot]);
-    // Whoever waits may wait for what is untold.
-    if (!__all_sync(0xffffffffu, test_wait(full, task.phase))) {
-      tell();
-      wait(full, task.phase);
-    }
+    wait(full, task.phase);
     const Task t = shared.task[task.slot];
+    part = shared.task[task.slot].part[group];
     __syncwarp();
     if (lane == 0) arrive(shared_address(&shared.task_empty[task.slot]));
-    task.next();
     return t;
+  }
+  /// What this warp has to store of its task is stored.
+  __device__ void end_task() {
+    __syncwarp();
+    if (lane == 0) arrive(shared_address(&shared.task_done[task.slot]));
+    task.next();
   }
 
   /// Gives a stage back to both CTAs, which both write it: warp r tells CTA r.
@@ -99,12 +63,24 @@ struct Consumer {
       arrive_at(shared_address(&shared.empty[slot]), static_cast<std::uint32_t>(warp));
   }
 
-  /// sums = start of their row + first operand [64, 64 steps] second operand [64 steps, 256].
-  template <Major kA, Major kB>
-  __device__ void product(int steps, float start = 0.0f, float start_below = 0.0f) {
-    int before = 0;
+  /// Takes the next stage without reading it. Nobody gives it back before all warps have seen it.
+  __device__ void pass() {
+    wait(shared_address(&shared.full[stage.slot]), stage.phase);
+    named_sync(1 + group, 128);
+    release(stage.slot);
+    stage.next();
+  }
+
+  __device__ void start_sums(float start, float start_below) {
 #pragma unroll
     for (int i = 0; i < 128; ++i) sums[i] = i / 2 % 2 == 0 ? start : start_below;
+  }
+
+  /// sums += first operand [64, 64 steps] second operand [64 steps, kColumns].
+  template <Major kA, Major kB, int kColumns>
+  __device__ void product(int steps) {
+    auto& sum = reinterpret_cast<float(&)[kColumns / 2]>(sums);
+    int before = 0;
 #pragma unroll 1
     for (int s = 0; s < steps; ++s) {
       wait(shared_address(&shared.full[stage.slot]), stage.phase);
@@ -113,7 +89,8 @@ struct Consumer {
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        Wgmma<256>::run<kA, kB>(sums, a + k * kDescriptorStep<kA>, b + k * kDescriptorStep<kB>, true);
+        Wgmma<kColumns>::template run<kA, kB>(sum, a + k * kDescriptorStep<kA>, b + k * kDescriptorStep<kB>,
+                                              true);
       wgmma_commit();
       wgmma_wait<1>();
       if (s > 0) release(before);
@@ -121,8 +98,30 @@ struct Consumer {
       stage.next();
     }
     wgmma_wait<0>();
-    pin(sums);
+    pin(sum);
     if (steps > 0) release(before);
+  }
+
+  /// Scores of as many panels of keys as there are, from `start` of their row on.
+  __device__ void score_product(int panels, float start, float start_below) {
+    start_sums(start, start_below);
+    if (panels == 4) {
+      product<Major::k, Major::k, 256>(kDim / 64);
+    } else if (panels == 3) {
+      product<Major::k, Major::k, 192>(kDim / 64);
+    } else if (panels == 2) {
+      product<Major::k, Major::k, 128>(kDim / 64);
+    } else {
+      product<Major::k, Major::k, 64>(kDim / 64);
+    }
+  }
+
+  template <Major kA>
+  __device__ void gradient_product(const Task& t, const Part& part) {
+    start_sums(0, 0);
+    for (int s = 0; s < part.from; ++s) pass();
+    product<kA, Major::mn, 256>(part.to - part.from);
+    for (int s = part.to; s < t.steps; ++s) pass();
   }
 
   /// Where this warp's 16 rows of 64 columns are put together on their way out, swizzled as in a tile.
@@ -154,8 +153,7 @@ struct Consumer {
   }
 
   /// Puts `value` in the place of keys that their row does not see.
-  __device__ void hide(const Task& t, float value) {
-    const int2 see[2] = {visible(t, 0), visible(t, 1)};
+  __device__ void hide(const int2 (&see)[2], float value) {
 #pragma unroll
     for (int i = 0; i < 128; ++i) {
       const int key = i / 4 * 8 + lane % 4 * 2 + i % 2, r = i / 2 % 2;
@@ -163,25 +161,26 @@ struct Consumer {
     }
   }
 
-  /// p and ds of 64 rows and 256 keys.
+  /// p and ds of 64 rows and up to 256 keys.
   __device__ void scores(const Task& t) {
-    float lse[2], delta[2];
-    bool covered = true;
+    // Read beside the product, and not looked at before it ends.
+    float2 statistics[2];
+    int2 see[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = row_of(t, r);
-      const float2 statistics = row < z.rows() ? z.statistics[row] : make_float2(0, 0);
-      lse[r] = statistics.x, delta[r] = statistics.y;
-      const int2 see = visible(t, r);
-      covered = covered && see.x <= 0 && see.y >= kKeyTile;
+      statistics[r] = row < z.rows() ? __ldcg(z.statistics + row) : make_float2(0, 0);
+      see[r] = visible(t, r);
     }
-    covered = __all_sync(0xffffffffu, covered);
     std::uint32_t p[64];
-    product<Major::k, Major::k>(kDim / 64);
-    tell();
-    if (!covered) hide(t, -INFINITY);
+    score_product(t.panels, 0, 0);
+    const float lse[2] = {statistics[0].x, statistics[1].x}, delta[2] = {statistics[0].y, statistics[1].y};
+    const bool covered =
+        __all_sync(0xffffffffu, max(see[0].x, see[1].x) <= 0 && min(see[0].y, see[1].y) >= t.panels * 64);
+    if (!covered) hide(see, -INFINITY);
 #pragma unroll
-    for (int column = 0; column < 4; ++column) {
+    for (int column = 0; column < kPanels; ++column) {
+      if (column >= t.panels) break;
       std::uint32_t word[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
@@ -191,10 +190,11 @@ struct Consumer {
       }
       store_tile(t, false, column, word);
     }
-    product<Major::k, Major::k>(kDim / 64, -delta[0], -delta[1]);
-    if (!covered) hide(t, 0.0f);  // whatever a hidden key holds, infinities too, stays out
+    score_product(t.panels, -delta[0], -delta[1]);
+    if (!covered) hide(see, 0.0f);  // whatever a hidden key holds, infinities too, stays out
 #pragma unroll
-    for (int column = 0; column < 4; ++column) {
+    for (int column = 0; column < kPanels; ++column) {
+      if (column >= t.panels) break;
       std::uint32_t word[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
@@ -204,23 +204,20 @@ struct Consumer {
       }
       store_tile(t, true, column, word);
     }
-    untold = {z.counters.scores_done + t.block, nullptr, 0};
   }
 
   /// Adds 64 rows of dq, dk or dv to what earlier blocks have summed, in the blocks' order, and keeps the sum
-  /// or, after the last, rounds it. Every warp has flags of its own: it meets only itself.
-  __device__ void accumulate(const Task& t, Bf16* result, int row, int rows) {
-    untold = {z.counters.products_done + t.block, nullptr, 0};
-    if (!t.valid) return;
-    const int unit = t.unit + group;
-    int* const flag = (t.kind == Kind::d_q ? z.counters.query_flags : z.counters.key_flags) + unit * 4 + warp;
-    float4* const image = (t.kind == Kind::d_q ? z.query_sums : z.key_sums) +
-                          static_cast<std::int64_t>(unit) * (64 * 256 / 4) + thread;
-    if (t.wait > 0) {
-      if (lane == 0) wait_at_least(flag, t.wait);
+  /// or, after the last, rounds it.
+  __device__ void accumulate(const Task& t, const Part& part) {
+    if (!part.valid) return;
+    const bool queries = t.kind == Kind::d_q;
+    float4* const image = (queries ? z.query_sums : z.key_sums) +
+                          static_cast<std::int64_t>(part.unit) * (64 * 256 / 4) + thread;
+    if (part.wait > 0) {
+      if (lane == 0) wait_at_least(z.counters.flag(t.kind, part.unit), part.wait);
       __syncwarp();
     }
-    if (!t.first) {
+    if (!part.first) {
 #pragma unroll
       for (int i = 0; i < 32; i += 16) {
         float4 x[16];
@@ -233,37 +230,35 @@ struct Consumer {
         }
       }
     }
-    if (t.last) {
-      store_rows(panel(), sums, {1.0f, 1.0f}, result, row + group * 64 + warp * 16, rows, t.half * 256);
+    if (part.last) {
+      Bf16* const result = queries ? z.d_q : t.kind == Kind::d_k ? z.d_k : z.d_v;
+      store_rows(panel(), sums, {1.0f, 1.0f}, result, part.row + warp * 16, queries ? z.rows() : z.tokens,
+                 t.half * 256);
     } else {
 #pragma unroll
       for (int i = 0; i < 32; ++i)
         __stcg(image + i * 128, make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
     }
-    untold.flag = flag, untold.value = t.set;
   }
 
   __device__ void run() {
     for (;;) {
-      const Task t = next_task();
+      Part part;
+      const Task t = next_task(part);
       if (t.kind == Kind::end) break;
       if (t.kind == Kind::scores) {
         scores(t);
-      } else {
-        if (t.kind == Kind::d_q) {
-          product<Major::k, Major::mn>(t.steps);
-        } else {
-          product<Major::mn, Major::mn>(t.steps);
-        }
-        tell();
-        if (t.kind == Kind::d_q) {
-          accumulate(t, z.d_q, t.row, z.rows());
-        } else {
-          accumulate(t, t.kind == Kind::d_k ? z.d_k : z.d_v, t.key, z.tokens);
-        }
+        end_task();
+        continue;
       }
+      if (t.kind == Kind::d_q) {
+        gradient_product<Major::k>(t, part);
+      } else {
+        gradient_product<Major::mn>(t, part);
+      }
+      accumulate(t, part);
+      end_task();
     }
-    tell();
   }
 };
 
@@ -271,23 +266,20 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     attention512_gradients(const __grid_constant__ Maps maps, const __grid_constant__ Problem z) {
   extern __shared__ std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) {
-      barrier_init(shared_address(&shared.full[i]), 1);
-      barrier_init(shared_address(&shared.empty[i]), 2 * kCtas);
-    }
-    for (int i = 0; i < 2; ++i) {
-      barrier_init(shared_address(&shared.task_full[i]), 1);
-      barrier_init(shared_address(&shared.task_empty[i]), 8);
-    }
-    shared.tickets.init();
-    fence_barrier_init();
-  }
+  if (threadIdx.x == 0) shared.init();
   cluster_arrive();
   cluster_wait();
   if (threadIdx.x < 128) {
     registers_dec<40>();
-    if (threadIdx.x < 32) Loader(maps, z, shared).run();
+    if (threadIdx.x == 0) {
+      Loader(maps, z, shared).run();
+    } else if (threadIdx.x / 32 == 1) {
+      Scheduler(z, shared).run();
+    } else if (threadIdx.x / 32 == 2) {
+      RowStatistics(maps.out_rows, maps.d_out_rows, z, shared.statistics).run();
+    } else if (threadIdx.x == 96) {
+      Teller{z, shared}.run();
+    }
   } else {
     registers_inc<232>();
     Consumer(z, shared, static_cast<int>(threadIdx.x) / 128 - 1).run();
@@ -300,12 +292,11 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
 
 struct Preparation {
   const Bf16 *out, *d_out;
-  const float* lse;
   int counters;  ///< from the ticket on
 };
 constexpr int kPrepareThreads = 256, kPrepareWarps = kPrepareThreads / 32;
 
-/// Per row: the log-sum-exp in log2 and the dot product of output and its gradient. A warp per row.
+/// The statistics of a row. A warp per row.
 __device__ void row_statistics(const Preparation& a, const Problem& z, int row, int lane) {
   float sum = 0.0f;
 #pragma unroll
@@ -316,9 +307,7 @@ __device__ void row_statistics(const Preparation& a, const Problem& z, int row, 
     for (int j = 0; j < 8; ++j) sum += x.get(j) * y.get(j);
   }
   sum = warp_sum(sum);
-  const float lse = a.lse[static_cast<std::int64_t>(row % z.heads) * z.tokens + row / z.heads];
-  // A row without keys has a log-sum-exp of -inf; with +inf all its p are 0.
-  if (lane == 0) z.statistics[row] = make_float2(lse == -INFINITY ? INFINITY : lse * kLog2e, sum);
+  if (lane == 0) put_statistics(z, row, sum);
 }
 
 /// Cuts every chunk's keys into ranges, in order. One block of threads.
@@ -377,7 +366,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
     reinterpret_cast<uint4*>(z.d_v)[thread] = nothing;
   }
   const auto row = static_cast<int>(thread / 32);
-  if (row < z.rows()) row_statistics(a, z, row, static_cast<int>(threadIdx.x) % 32);
+  if (row < z.prepared_rows()) row_statistics(a, z, row, static_cast<int>(threadIdx.x) % 32);
 }
 
 CUtensorMap rows_map(const Tensor& x, std::int64_t box_rows) {
@@ -394,24 +383,17 @@ CUtensorMap blocks_map(const Tensor& x) {
                           .box = {64, 64, 4 / kCtas}});
 }
 
-/// Streaming multiprocessors of the current device.
-int processors() {
-  int device = 0, count = 0;
-  cuda_ok(cudaGetDevice(&device), "cudaGetDevice");
-  cuda_ok(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting SMs");
-  return count;
-}
-
 }  // namespace
 
 void attention512_backward(Stream& stream, const AttentionBackward& op) {
   const AttentionSizes sizes{op.q.size(0), op.q.size(1), op.k.size(1), op.q.size(2)};
   const Problem z = problem_of(op, attention512_scratch(sizes));
   const cudaStream_t s = cuda_stream(stream);
-  const Preparation preparation{ptr<Bf16>(op.out), ptr<Bf16>(op.d_out), ptr<float>(op.lse),
+  const Preparation preparation{ptr<Bf16>(op.out), ptr<Bf16>(op.d_out),
                                 static_cast<int>(attention512_scratch(sizes).counters / sizeof(int))};
-  // A warp a row, and two warps a token where it has one row: enough threads to clear dk and dv.
-  const auto grid = static_cast<unsigned>(1 + ceil_div(std::max(z.rows(), z.tokens * 2), kPrepareWarps));
+  // A warp a row, and two warps a token to clear dk and dv.
+  const auto grid =
+      static_cast<unsigned>(1 + ceil_div(std::max(z.prepared_rows(), z.tokens * 2), kPrepareWarps));
   attention512_prepare<<<grid, kPrepareThreads, 0, s>>>(preparation, z);
   launched("AttentionBackward");
   const Maps maps{rows_map(op.q, kTile),
@@ -420,7 +402,9 @@ void attention512_backward(Stream& stream, const AttentionBackward& op) {
                   rows_map(op.v, kKeyTile / kCtas),
                   blocks_map(op.q),
                   blocks_map(op.d_out),
-                  blocks_map(op.k)};
+                  blocks_map(op.k),
+                  rows_map(op.out, kStatisticsRows),
+                  rows_map(op.d_out, kStatisticsRows)};
   static const cudaError_t allowed =
       cudaFuncSetAttribute(attention512_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   cuda_ok(allowed, "shared memory of attention512_gradients");

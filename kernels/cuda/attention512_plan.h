@@ -14,6 +14,8 @@ constexpr int kAttention512Dim = 512, kAttention512Tile = 128;
 /// Blocks whose p and ds the scratch holds at least, whatever the mask.
 constexpr int kAttention512Slots = 3;
 
+constexpr std::size_t kAttention512ForwardScratch = 256;  ///< the counter of rows' tiles
+
 /// True where the kernels for head dimension 512 on one key head apply; other sizes go through products.
 constexpr bool attention512_applies(const AttentionSizes& s, DType type) {
   return type == DType::bf16 && s.dim == kAttention512Dim && s.kv_heads == 1 && s.tokens > 0 && s.heads > 0 &&
@@ -52,7 +54,7 @@ inline Attention512Scratch attention512_scratch(const AttentionSizes& s) {
   out.tiles = column * static_cast<std::size_t>(out.range_keys);
   out.most_blocks = chunks * ((s.tokens + kAttention512Tile + out.range_keys - 1) / out.range_keys);
   out.blocks = align(out.most_blocks * 32);
-  out.counters = align((2 + 2 * out.most_blocks + (out.query_units + out.key_units) * 4) * 4);
+  out.counters = align((3 + 3 * out.most_blocks + out.query_units + out.key_units) * 4);
   return out;
 }
 

@@ -1,6 +1,8 @@
 // The backward for head dimension 512 as a sequence of tasks: which exist, in what order a cluster takes
 // them, what each reads, and what it waits for. docs/attention512.md explains the order.
 #pragma once
+#include <climits>
+
 #include "kernels/cuda/attention512_cluster.cuh"
 #include "kernels/ops.h"
 
@@ -8,12 +10,9 @@ namespace lapidary::attention512 {
 
 constexpr int kTile = kAttention512Tile;  ///< rows (or keys) of a CTA's part of a task
 constexpr int kKeyTile = 2 * kTile;
+constexpr int kPanels = kKeyTile / 64;
 constexpr int kPanel =
     64 * 64 * 2;  ///< bytes of 64 rows of 64 columns of p or ds, swizzled as TMA and wgmma do
-/// What one scores task adds to scores_done: one from each computing warp.
-constexpr int kScoreSignals = kCtas * 8;
-constexpr int kProductSignals = kCtas * 8;
-
 // -------------------------------------------------------------------------------- between the clusters
 
 __device__ inline int load_acquire(const int* p) {
@@ -50,12 +49,22 @@ struct Block {
   int unused;
 };
 
+enum class Kind : int { scores, d_q, d_k, d_v, nothing, end };
+
 struct Counters {
-  int *ticket, *blocks;
+  int *ticket, *blocks, *row_ticket;
+  int* rows_done;  ///< by chunk: rows whose statistics are there, but for those that were prepared
   int *scores_done, *products_done;  ///< by block
-  int* query_flags;                  ///< by unit of a chunk's dq and warp: blocks whose part is in
-  int* key_flags;                    ///< by unit of dk and dv and warp: chunks whose part is in
+  int* query_flags;                  ///< by unit of a chunk's dq: blocks whose part is in
+  int* key_flags;                    ///< by unit of dk and dv: chunks whose part is in
+
+  __device__ int* flag(Kind kind, int unit) const {
+    return (kind == Kind::d_q ? query_flags : key_flags) + unit;
+  }
 };
+
+/// Chunks whose rows' statistics the first tasks need at once.
+constexpr int kPreparedChunks = 4;
 
 /// Sums are kept as units of 64 rows and 256 columns in the order of wgmma's registers: 32 float4 of every
 /// thread.
@@ -64,6 +73,7 @@ struct Problem {
   int slots, ahead;  ///< as Attention512Schedule
   bool one_range;
   const std::int32_t *lo, *hi;
+  const float* lse;
   Bf16 *d_q, *d_k, *d_v;
   float2* statistics;  ///< by row: log-sum-exp in log2, dot product of output and its gradient
   Block* blocks;
@@ -72,6 +82,10 @@ struct Problem {
   Counters counters;
 
   __host__ __device__ int rows() const { return tokens * heads; }
+  /// Rows whose statistics are there before the first task.
+  __host__ __device__ int prepared_rows() const {
+    return tokens > kPreparedChunks * chunk_tokens ? kPreparedChunks * chunk_tokens * heads : rows();
+  }
   __host__ __device__ int chunk_boxes() const { return chunk_tokens * heads / 64; }
 
   __host__ __device__ int key_boxes() const { return (tokens + kTile - 1) / kTile * (kTile / 64); }
@@ -99,7 +113,7 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
   z.chunk_tokens = static_cast<int>(plan.chunk_tokens);
   z.range_keys = static_cast<int>(schedule.range_keys);
   z.slots = schedule.slots, z.ahead = schedule.ahead, z.one_range = schedule.one_range;
-  z.lo = ptr<std::int32_t>(op.lo), z.hi = ptr<std::int32_t>(op.hi);
+  z.lo = ptr<std::int32_t>(op.lo), z.hi = ptr<std::int32_t>(op.hi), z.lse = ptr<float>(op.lse);
   z.d_q = ptr<Bf16>(op.d_q), z.d_k = ptr<Bf16>(op.d_k), z.d_v = ptr<Bf16>(op.d_v);
   z.statistics = reinterpret_cast<float2*>(take(plan.statistics));
   z.key_sums = reinterpret_cast<float4*>(take(plan.key_sums));
@@ -112,29 +126,37 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
     counter += n;
     return out;
   };
-  z.counters.ticket = count(1), z.counters.blocks = count(1);
+  z.counters.ticket = count(1), z.counters.blocks = count(1), z.counters.row_ticket = count(1);
+  z.counters.rows_done = count(plan.most_blocks);
   z.counters.scores_done = count(plan.most_blocks), z.counters.products_done = count(plan.most_blocks);
-  z.counters.query_flags = count(plan.query_units * 4);
-  z.counters.key_flags = count(plan.key_units * 4);
+  z.counters.query_flags = count(plan.query_units);
+  z.counters.key_flags = count(plan.key_units);
   return z;
 }
 
 // ---------------------------------------------------------------------------------------------- tasks
 
-enum class Kind : int { scores, d_q, d_k, d_v, nothing, end };
+/// What a computing warpgroup does of a task of d_q, d_k or d_v.
+struct Part {
+  int from, to;    ///< steps that it multiplies; it passes over the others
+  int row;         ///< first row (key) of the result
+  int panel;       ///< of p or ds that it multiplies (d_k, d_v)
+  int unit, wait;  ///< of the sums: place, and the value of its flag before
+  bool first, last, valid;
+};
 
 /// One CTA's part of a task.
 struct Task {
   Kind kind;
   int block, slot, steps;
   int row;         ///< first row: of the CTA's tile (scores, d_q), of the chunk (d_k, d_v)
-  int key;         ///< first key: of the cluster's tile (scores), of the block (d_q), of the CTA's tile
+  int key;         ///< first key: of the cluster's tile (scores), of the block (d_q)
   int panel, box;  ///< where the CTA's tile begins in the block's p and ds
+  int panels;      ///< of 64 keys of the tile (scores)
   int first_step;  ///< panel (d_q) or box (d_k, d_v) of step 0
   int half;        ///< columns [256 half, 256 half + 256) of the result
-  int unit;        ///< of the sums
-  int wait, set;   ///< value of the unit's flag before and after
-  bool first, last, valid;
+  int set;         ///< value of the sums' flags after
+  Part part[2];    ///< by warpgroup (d_q, d_k, d_v)
 };
 
 /// Goes through the sequence of tasks with growing tickets: scores of the first blocks, then for every block
@@ -167,10 +189,13 @@ class Walk {
   /// Until what the task reads, or overwrites, is ready.
   __device__ void wait_for_inputs(const Task& t) const {
     if (t.kind != Kind::scores) {
-      wait_at_least(z_.counters.scores_done + block_, row_pairs() * key_tiles() * kScoreSignals);
-    } else if (block_ >= z_.slots) {
+      wait_at_least(z_.counters.scores_done + block_, row_pairs() * key_tiles() * kCtas);
+      return;
+    }
+    if (b_.chunk >= kPreparedChunks) wait_at_least(z_.counters.rows_done + b_.chunk, b_.rows);
+    if (block_ >= z_.slots) {
       const Block& before = z_.blocks[block_ - z_.slots];
-      wait_at_least(z_.counters.products_done + block_ - z_.slots, products(before) * kProductSignals);
+      wait_at_least(z_.counters.products_done + block_ - z_.slots, products(before) * kCtas);
     }
   }
 
@@ -192,74 +217,98 @@ class Walk {
 
   __device__ int token_of(int row) const { return min(row, z_.rows() - 1) / z_.heads; }
 
+  /// Panels of the block's keys that some of a cluster's rows see: what is computed of p and ds.
+  struct Panels {
+    int from, to;
+  };
+  __device__ Panels visible_panels(int row) const {
+    const int from = max(z_.lo[token_of(row)] - b_.key, 0),
+              to = min(z_.hi[token_of(row + kCtas * kTile - 1)] - b_.key, b_.keys);
+    return {from / 64, (to + 63) / 64};
+  }
+
   __device__ Task scores(int rank) const {
     const int pair = index_ % row_pairs(), tile = index_ / row_pairs();
     const int row = b_.row + pair * kCtas * kTile;
+    const Panels see = visible_panels(row);
     Task t{};
     t.kind = Kind::scores, t.block = block_, t.slot = slot_, t.steps = 2 * kDim / 64;
-    t.row = row + rank * kTile, t.key = b_.key + tile * kKeyTile;
-    t.panel = tile * (kKeyTile / 64), t.box = (t.row - b_.row) / 64;
-    if (z_.lo[token_of(row)] >= t.key + kKeyTile || z_.hi[token_of(row + kCtas * kTile - 1)] <= t.key)
-      t.kind = Kind::nothing;
+    t.row = row + rank * kTile, t.box = (t.row - b_.row) / 64;
+    t.panel = max(see.from, tile * kPanels);
+    t.panels = min(see.to, (tile + 1) * kPanels) - t.panel;
+    t.key = b_.key + t.panel * 64;
+    if (t.panels <= 0) t.kind = Kind::nothing;
     return t;
   }
 
   /// Later rows, which see more keys where the mask is causal, go first.
   __device__ Task d_q(int index, int rank) const {
     const int row = b_.row + index / 2 * kCtas * kTile;
+    const Panels see = visible_panels(row);
     Task t{};
-    t.kind = Kind::d_q, t.block = block_, t.slot = slot_, t.half = index % 2, t.valid = true;
+    t.kind = Kind::d_q, t.block = block_, t.slot = slot_, t.half = index % 2;
     t.row = row + rank * kTile, t.key = b_.key, t.box = (t.row - b_.row) / 64;
-    const int from = max(z_.lo[token_of(row)] - b_.key, 0),
-              to = min(z_.hi[token_of(row + kCtas * kTile - 1)] - b_.key, b_.keys);
-    t.first_step = from / 64;
-    t.steps = max((to + 63) / 64 - t.first_step, 0);
-    t.unit = t.half * z_.chunk_boxes() + t.box;
-    t.first = b_.range == 0, t.last = b_.range == b_.ranges - 1;
-    t.wait = z_.one_range ? 0 : block_, t.set = block_ + 1;
+    t.first_step = see.from, t.steps = max(see.to - see.from, 0), t.set = block_ + 1;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      t.part[i] = {.from = 0,
+                   .to = t.steps,
+                   .row = t.row + i * 64,
+                   .panel = 0,
+                   .unit = t.half * z_.chunk_boxes() + t.box + i,
+                   .wait = z_.one_range ? 0 : block_,
+                   .first = b_.range == 0,
+                   .last = b_.range == b_.ranges - 1,
+                   .valid = true};
     return t;
   }
 
-  /// The first of a chunk's boxes of 64 rows that sees a key from `key` on, and the first that sees none
-  /// before `key` any more; `boxes` where there is none. A whole warp looks at up to 32 boxes at a time, then
-  /// closer.
-  __device__ int first_box(int key, int boxes, int lane) const {
-    return first_that(boxes, lane, [&](int box) {
-      return z_.hi[token_of(b_.row + min((box + 1) * 64, b_.rows) - 1)] > key;
-    });
-  }
-  __device__ int end_box(int key, int boxes, int lane) const {
-    return first_that(boxes, lane, [&](int box) { return z_.lo[token_of(b_.row + box * 64)] >= key; });
-  }
-  /// The first of n for which a monotone condition holds, or n.
-  template <class Condition>
-  __device__ static int first_that(int n, int lane, Condition&& holds) {
-    int from = 0, to = n;  // it holds nowhere before `from`, and everywhere from `to` on
-    while (from < to) {
-      const int each = (to - from + 31) / 32, at = from + (lane + 1) * each - 1;
-      const unsigned found = __ballot_sync(0xffffffffu, at >= to || holds(at));
-      if (found == 0) return to;
-      const int groups = __ffs(static_cast<int>(found)) - 1;
-      to = min(to, from + (groups + 1) * each - 1);
-      from += groups * each;
+  /// Of the chunk's boxes of 64 rows, which a warp looks at all at once: how many see no key from `key` on
+  /// yet, and how many see a key before `key`.
+  struct Boxes {
+    int boxes, lo[2], hi[2];  ///< of boxes lane and lane + 32
+    __device__ Boxes(const Walk& walk, int lane) : boxes((walk.b_.rows + 63) / 64) {
+      for (int i = 0; i < 2; ++i) {
+        const int row = walk.b_.row + min(lane + 32 * i, boxes - 1) * 64;
+        lo[i] = walk.z_.lo[walk.token_of(row)];
+        hi[i] = walk.z_.hi[walk.token_of(min(row + 64, walk.b_.row + walk.b_.rows) - 1)];
+      }
+      if (lane >= boxes) lo[0] = hi[0] = INT_MAX;
+      if (lane + 32 >= boxes) lo[1] = hi[1] = INT_MAX;
     }
-    return to;
-  }
+    __device__ static int below(const int (&x)[2], int key) {
+      return __popc(__ballot_sync(0xffffffffu, x[0] < key)) + __popc(__ballot_sync(0xffffffffu, x[1] < key));
+    }
+    __device__ int first(int key) const { return below(hi, key + 1); }
+    __device__ int end(int key) const { return below(lo, key); }
+  };
 
+  /// Under a causal mask fewer queries see later keys: each CTA has an early and a late panel, so that both
+  /// have as much to do.
   __device__ Task d_key(int index, int rank, int lane) const {
-    const int tile = index / 4, key = b_.key + tile * kKeyTile;
+    const int panel = index / 4 * kPanels;
     Task t{};
     t.kind = index % 2 == 0 ? Kind::d_k : Kind::d_v, t.block = block_, t.slot = slot_, t.half = index / 2 % 2;
-    t.row = b_.row, t.key = key + rank * kTile, t.panel = tile * (kKeyTile / 64) + rank * (kTile / 64);
-    const int boxes = (b_.rows + 63) / 64, end = end_box(key + kKeyTile, boxes, lane);
-    t.first_step = first_box(key, boxes, lane);
-    t.steps = max(end - t.first_step, 0);
-    const int place = t.key / kTile, next = b_.row / z_.heads + z_.chunk_tokens;
-    t.unit = ((t.kind == Kind::d_k ? 0 : 2) + t.half) * z_.key_boxes() + place * 2;
-    t.valid = t.key < b_.key + b_.keys;
-    t.first = b_.row == 0 || z_.hi[b_.row / z_.heads - 1] <= t.key;
-    t.last = next >= z_.tokens || z_.lo[next] / kTile > place;
-    t.wait = t.first ? 0 : b_.chunk, t.set = b_.chunk + 1;
+    t.row = b_.row, t.set = b_.chunk + 1;
+    const Boxes boxes(*this, lane);
+    t.first_step = boxes.first(b_.key + panel * 64);
+    t.steps = max(boxes.end(min(b_.key + (panel + kPanels) * 64, b_.key + b_.keys)) - t.first_step, 0);
+    const int next = b_.row / z_.heads + z_.chunk_tokens;
+    const int seen_before = b_.row == 0 ? 0 : z_.hi[b_.row / z_.heads - 1],
+              seen_after = next >= z_.tokens ? INT_MAX : z_.lo[next] / kTile * kTile;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      Part& part = t.part[i];
+      part.panel = panel + (i == 0 ? rank : kPanels - 1 - rank);
+      part.row = b_.key + part.panel * 64;
+      part.valid = part.panel * 64 < b_.keys;
+      part.from = max(boxes.first(part.row) - t.first_step, 0);
+      part.to = part.valid ? max(boxes.end(part.row + 64) - t.first_step, part.from) : part.from;
+      part.from = min(part.from, t.steps), part.to = min(part.to, t.steps);
+      part.unit = ((t.kind == Kind::d_k ? 0 : 2) + t.half) * z_.key_boxes() + part.row / 64;
+      part.first = seen_before <= part.row, part.last = seen_after > part.row;
+      part.wait = part.first ? 0 : b_.chunk;
+    }
     return t;
   }
 
