@@ -15,6 +15,7 @@
 #include "kernels/cuda/attention256_plan.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/processors.h"
 #include "kernels/cuda/tensor_map.h"
 
 namespace lapidary::attention256 {
@@ -385,9 +386,6 @@ struct Rows {
 CUtensorMap tile_map(const void* x, std::int64_t tokens, std::int64_t heads);
 CUtensorMap output_map(void* x, std::int64_t tokens, std::int64_t heads);
 
-/// Streaming multiprocessors of the current device.
-int sm_count();
-
 /// Before a kernel's first access to global memory: lets the next kernel take processors that become free,
 /// and waits for the kernel before.
 __device__ inline void follow_previous() {
@@ -417,7 +415,7 @@ void launch_persistent(const char* op, void (*kernel)(Arguments), const Argument
                        std::size_t shared, cudaStream_t stream) {
   cuda_ok(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
           op);
-  launch_following(op, kernel, arguments, std::min(items, sm_count()), kThreads, shared, stream);
+  launch_following(op, kernel, arguments, std::min(items, processors()), kThreads, shared, stream);
 }
 
 }  // namespace lapidary::attention256

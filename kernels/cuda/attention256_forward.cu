@@ -352,13 +352,6 @@ CUtensorMap output_map(void* x, std::int64_t tokens, std::int64_t heads) {
   return make_tensor_map(boxes(x, tokens, heads, kTile / 4));
 }
 
-int sm_count() {
-  int device = 0, count = 0;
-  cuda_ok(cudaGetDevice(&device), "cudaGetDevice");
-  cuda_ok(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return count;
-}
-
 }  // namespace attention256
 
 void attention256_forward(const Attention256Forward& call, cudaStream_t stream) {

@@ -10,6 +10,7 @@
 #include "kernels/cuda/attention512_tasks.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/processors.h"
 #include "kernels/cuda/tensor_map.h"
 
 namespace lapidary {

@@ -47,12 +47,4 @@ __device__ inline void store_rows(std::uint32_t panel, const float (&sum)[128], 
     store_block(panel, sum, block, factor, x, row, rows, column + block * 64);
 }
 
-/// Streaming multiprocessors of the current device.
-inline int processors() {
-  int device = 0, count = 0;
-  cuda_ok(cudaGetDevice(&device), "cudaGetDevice");
-  cuda_ok(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting SMs");
-  return count;
-}
-
 }  // namespace lapidary::attention512

@@ -11,6 +11,7 @@
 #include "kernels/cuda/attention512_forward.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/processors.h"
 #include "kernels/cuda/tensor_map.h"
 
 namespace lapidary {

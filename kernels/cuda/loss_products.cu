@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/loss_epilogues.cuh"
 #include "kernels/cuda/loss_plan.h"
+#include "kernels/cuda/processors.h"
 #include "kernels/cuda/tensor_map.h"
 
 namespace lapidary {
@@ -51,18 +52,6 @@ int resident_clusters() {
   return count;
 }
 
-/// Multiprocessors of this GPU.
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0, found = 0;
-    cuda_ok(cudaGetDevice(&device), "asking for the device");
-    cuda_ok(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device),
-            "counting multiprocessors");
-    return found;
-  }();
-  return count;
-}
-
 template <class First, class Second>
 void launch(Stream& stream, const First& first, const Second& second, int clusters, bool companion = false) {
   cudaLaunchAttribute attribute{};
@@ -90,7 +79,7 @@ void launch_companion(Stream& stream, P& product, int clusters) {
 /// Clusters of two that find room beside so many of another size.
 template <class C>
 int spare_clusters(int clusters) {
-  return std::max(0, multiprocessors() - clusters * C::kSize) / Two::kSize;
+  return std::max(0, processors() - clusters * C::kSize) / Two::kSize;
 }
 
 /// How product.cuh expects its operands.

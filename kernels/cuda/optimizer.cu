@@ -2,6 +2,7 @@
 // 16 bytes of every 16-bit operand, each read and written once.
 #include "kernels/adamw_update.h"
 #include "kernels/cuda/byte_moments.cuh"
+#include "kernels/cuda/processors.h"
 #include "kernels/ops.h"
 #include "kernels/shapes.h"
 
@@ -10,8 +11,7 @@ namespace lapidary {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr unsigned kByteBlocks = 4;                ///< of adamw_bytes on a multiprocessor,
-constexpr unsigned kByteGrid = kByteBlocks * 132;  ///< of which Hopper has this many
+constexpr unsigned kByteBlocks = 4;  ///< of adamw_bytes on a multiprocessor
 
 /// Where the float32 master lives.
 enum class Master { param, separate, remainder, none };
@@ -277,7 +277,8 @@ void launch_adamw(Stream& stream, const AdamW& op) {
   const unsigned blocks = blocks_for(n / kPack + 2, kThreads);
   const cudaStream_t native = cuda_stream(stream);
   if constexpr (std::is_same_v<M, std::uint8_t>) {
-    adamw_bytes<G><<<std::min(blocks, kByteGrid), kThreads, 0, native>>>(data, packs);
+    const unsigned most = kByteBlocks * static_cast<unsigned>(processors());
+    adamw_bytes<G><<<std::min(blocks, most), kThreads, 0, native>>>(data, packs);
   } else {
     with_master(master_of(op),
                 [&](auto kind) { adamw<kind(), M, G><<<blocks, kThreads, 0, native>>>(data, packs); });
