@@ -115,6 +115,12 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, std::int64_t d
   return header;
 }
 
+void sort_as_safetensors(std::vector<StoredTensor>& tensors) {
+  std::sort(tensors.begin(), tensors.end(), [](const StoredTensor& a, const StoredTensor& b) {
+    return std::tie(b.type, a.name) < std::tie(a.type, b.name);
+  });
+}
+
 std::string make_safetensors_header(std::vector<StoredTensor>& tensors,
                                     const std::map<std::string, std::string>& metadata) {
   std::string text = "{";

@@ -42,8 +42,11 @@ inline constexpr std::int64_t kLargestSafetensorsHeader = 100'000'000;
 SafetensorsHeader parse_safetensors_header(std::string_view text, std::int64_t data_bytes,
                                            const std::string& where);
 
-/// The inverse: length, JSON and padding as the safetensors library writes them, byte for byte, for tensors
-/// in the given order. Sets their offset.
+/// The order in which the safetensors library lays tensors out: wider types first, then by name.
+void sort_as_safetensors(std::vector<StoredTensor>& tensors);
+
+/// The inverse of parsing: length, JSON and padding as the safetensors library writes them, byte for byte,
+/// for tensors in the given order. Sets their offset.
 std::string make_safetensors_header(std::vector<StoredTensor>& tensors,
                                     const std::map<std::string, std::string>& metadata);
 

@@ -11,7 +11,6 @@
 #include "kernels/json.h"
 #include "model/parameter_table.h"
 #include "model/safetensors.h"
-#include "model/safetensors_writer.h"
 #include "trainer/checkpoint_export.h"
 #include "trainer/checkpoint_reader.h"
 #include "trainer/checkpoint_tools.h"

@@ -5,8 +5,8 @@
 #include <limits>
 
 #include "kernels/file.h"
-#include "model/safetensors_writer.h"
 #include "tests/model/safetensors_fixture.h"
+#include "tests/model/safetensors_writer.h"
 
 namespace lapidary {
 namespace {

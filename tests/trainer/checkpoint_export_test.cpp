@@ -5,7 +5,7 @@
 
 #include "kernels/file.h"
 #include "model/safetensors.h"
-#include "model/safetensors_writer.h"
+#include "tests/model/safetensors_writer.h"
 #include "tests/trainer/checkpoint_fixture.h"
 #include "tests/trainer/disk_calls.h"
 #include "trainer/checkpoint_directory.h"

@@ -9,7 +9,7 @@
 #include "model/config.h"
 #include "model/parameter_table.h"
 #include "model/safetensors.h"
-#include "model/safetensors_writer.h"
+#include "tests/model/safetensors_writer.h"
 #include "tests/trainer/checkpoint_fixture.h"
 #include "trainer/checkpoint_directory.h"
 #include "trainer/checkpoint_tools.h"

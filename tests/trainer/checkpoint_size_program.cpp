@@ -25,7 +25,7 @@
 #include "kernels/json.h"
 #include "model/config.h"
 #include "model/parameter_table.h"
-#include "model/safetensors_writer.h"
+#include "tests/model/safetensors_writer.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_saver.h"
 

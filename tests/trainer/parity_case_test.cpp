@@ -8,7 +8,7 @@
 #include <functional>
 #include <vector>
 
-#include "model/safetensors_writer.h"
+#include "tests/model/safetensors_writer.h"
 #include "tests/temporary_folder.h"
 
 namespace lapidary {
