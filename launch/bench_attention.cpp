@@ -210,8 +210,7 @@ int run_bench_attention(const BenchAttentionArguments& arguments) {
          "cost of a visible pair against the first row. \"tiles\": pairs in the tiles that are computed, for "
          "every "
          "visible one. \"floor\": the time against the larger of the first row's for as many pairs and that "
-         "of a "
-         "copy of as many bytes as operands and results have.\n";
+         "of a copy of as many bytes as operands and results have.\n";
   for (const int tokens : arguments.tokens)
     for (const LayerKind& kind : kKinds)
       AttentionBench(backend, *stream, kind, tokens).time(arguments.rounds);
