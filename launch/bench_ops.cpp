@@ -55,7 +55,7 @@ class OpsBench {
     batch_ = random_text(cut_.model, config.train.rows_per_rank, config.data.sequence_length,
                          static_cast<std::uint64_t>(config.run.seed), config.model.image_attention);
     HostGroup alone;
-    tune_products(*instance_, cut_, batch_, config.run.products, alone);
+    tune_products(*instance_, cut_, batch_, config.run.products, alone, std::cout);
   }
 
   void run() {

@@ -1,5 +1,6 @@
 // Which algorithm computes each of a run's matrix products: measured once a machine, kept in a file.
 #pragma once
+#include <iosfwd>
 #include <string>
 
 #include "parallel/host_group.h"
@@ -21,8 +22,8 @@ std::string product_signature(const RunSetup& setup, const Batch& batch);
 /// which every product that the file does not know is measured; the first rank's findings are saved there and
 /// used by all. Gradients and totals are worthless afterwards (begin_step() clears them); weights do not
 /// change. Does nothing for `none` and on devices without a choice; without a known folder it measures and
-/// does not save. Returns whether it measured. Collective.
-bool tune_products(Instance& instance, const RunSetup& setup, const Batch& batch, const ConfigPath& products,
-                   HostGroup& world);
+/// does not save. As it may take half a minute, rank 0 tells `notes` before and after. Collective.
+void tune_products(Instance& instance, const RunSetup& setup, const Batch& batch, const ConfigPath& products,
+                   HostGroup& world, std::ostream& notes);
 
 }  // namespace lapidary

@@ -52,11 +52,8 @@ class StepBench {
     initialize_weights(stream, setup_.model, setup_.table, instance_->shards(),
                        static_cast<std::uint64_t>(config_.run.seed));
     instance_->weights_loaded();
-    const auto start = Clock::now();
-    const bool measured = tune_products(*instance_, setup_, batch_, config_.run.products, world_);
     print_setup();
-    if (leads() && measured)
-      out_ << fmt::format("the products' algorithms were measured in {:.1f} s\n", seconds_since(start));
+    tune_products(*instance_, setup_, batch_, config_.run.products, world_, out_);
     std::vector<double> seconds;
     for (int i = 1; i <= options_.warmup + options_.steps; ++i) {
       (void)wait_timer_.collect(stream);

@@ -63,12 +63,13 @@ class Trainer {
   void start() {
     const RunConfig& config = run_.config();
     save_configuration();
+    if (leads()) print_start();  // before what takes long: weights, or the search of algorithms
     const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_);
     if (!resumed) run_.start_weights(console_);
     tune_products(run_.instance(), run_.setup(),
                   synthetic_batch(run_.setup().model, run_.setup().options.model.capacity,
                                   config.data.sequence_length, config.model.image_attention),
-                  config.run.products, run_.world());
+                  config.run.products, run_.world(), console_);
     run_.prepare_saving(config_yaml_);
     if (resumed) {
       progress_ = resumed->progress;
@@ -82,7 +83,6 @@ class Trainer {
     progress_.seed = config.run.seed;
     start_step_ = progress_.step;
     if (leads()) {
-      print_start();
       MetricsOptions options;
       options.path = run_.directory() + "/metrics.jsonl";
       options.total_steps = config.train.steps;
