@@ -66,8 +66,11 @@ RunCheckpoints::RunCheckpoints(std::string directory, const RunConfig::Checkpoin
   retention_.keep_last = static_cast<int>(options.keep_last);
   retention_.keep_every = options.keep_every;
   retention_.keep_best = static_cast<int>(options.keep_best);
-  world.all_or_error("preparing the checkpoint folder", [&] {
-    if (world.rank() != 0) return;
+}
+
+void RunCheckpoints::prepare_folder() {
+  world_->all_or_error("preparing the checkpoint folder", [&] {
+    if (world_->rank() != 0) return;
     create_directories(directory_);
     sweep_leftovers(directory_);
   });

@@ -32,10 +32,13 @@ struct ResumedRun {
 
 class RunCheckpoints {
  public:
-  /// Sweeps what a killed run left in `directory` (rank 0). All references must outlive this object.
-  /// Collective.
+  /// All references must outlive this object.
   RunCheckpoints(std::string directory, const RunConfig::Checkpoint& options, Instance& instance,
                  const Mesh& mesh, HostGroup& world);
+
+  /// Creates the folder and sweeps what a killed run left there. Only for who holds the run's lock: the hidden
+  /// folders of a run that is alive are its saves under way. Collective, before anything else that writes.
+  void prepare_folder();
 
   /// Takes the host memory that saves are copied into: what the state takes, at most checkpoint.staging and
   /// this rank's share of half the host's free memory. state: JSON objects of what every save stores

@@ -44,6 +44,7 @@ TrainingRun::TrainingRun(const RunConfig& config, HostGroup& world, const NodePl
       std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, *backend_, plan_.sizes);
   checkpoints_ = std::make_unique<RunCheckpoints>(directory() + "/checkpoints", config.checkpoint, *instance_,
                                                   mesh_, world);
+  if (training) checkpoints_->prepare_folder();
 }
 
 LoaderOptions TrainingRun::loader_options(const std::vector<ConfiguredSource>& sources, bool one_pass) const {

@@ -118,6 +118,16 @@ def evaluated(runs):
             check(abs(value - last[name]) <= bound * max(1, last[name]), f"{name} on {n} ranks: {value}, expected {last[name]}")
     print(f"evaluations on 1, 2 and 3 ranks: loss {last['validation_loss']:.6f}, entropy {last['entropy']:.6f}")
 
+    # An evaluation beside a run that saves leaves its hidden folder alone, and makes no folder where there is none.
+    saving = f"{runs.folder}/ranks2/checkpoints/.tmp-99-1"
+    os.mkdir(saving)
+    runs.run("ranks2", 1, verb="eval")
+    check(os.path.isdir(saving), "an evaluation removed the folder of a save under way")
+    runs.run("ranks2", 1, steps=61)
+    check(not os.path.exists(saving), "a start left what a killed run had been saving")
+    runs.run("nowhere", 1, verb="eval", expect=1)
+    check(not os.path.exists(f"{runs.folder}/nowhere"), "an evaluation of nothing made a folder")
+
 
 def resume(runs):
     """A run that is stopped and resumed is the run that was not: bit for bit on as many ranks, else within the bounds."""
