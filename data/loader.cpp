@@ -273,15 +273,17 @@ Position Loader::position() const {
 
 void Loader::seek(const Position& position) {
   const Position& here = impl_->position;
-  require(position.data == here.data,
-          "cannot continue from row {}: the data sets have changed (then {}, now {}); the same data is "
-          "needed, or a start "
-          "from row 0",
-          position.row, position.data, here.data);
+  constexpr const char* kNewRun =
+      "a new run can begin from the weights (model.weights, another run.directory)";
   require(
-      position.order == here.order,
-      "cannot continue from row {}: it was counted in another order of the data (then \"{}\", now \"{}\")",
-      position.row, position.order, here.order);
+      position.data == here.data,
+      "cannot continue from row {}: the data sets have changed (then {}, now {}); the same data is needed, "
+      "or {}",
+      position.row, position.data, here.data, kNewRun);
+  require(position.order == here.order,
+          "cannot continue from row {}: it was counted in another order of the data (then \"{}\", now "
+          "\"{}\"); the same settings are needed, or {}",
+          position.row, position.order, here.order, kNewRun);
   impl_->stop();
   impl_->source.plan().seek(position.row, position.epoch, position.epoch_first_row);
   impl_->position = position;

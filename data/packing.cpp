@@ -34,7 +34,7 @@ void RowPlan::count_too_long() {
     require(count == 0 || options_.skip_too_long,
             "{}: {} of {} documents hold images or sounds and are longer than a row of {} tokens (the "
             "longest, document "
-            "{}, has {}): raise the sequence length, or let such documents be skipped",
+            "{}, has {}): raise data.sequence_length, or set data.overlong: skip",
             sources_[s].name, count, documents, options_.sequence_length, longest,
             count ? sources_[s].tokens[longest] : 0);
     skipped_ += count;

@@ -8,6 +8,7 @@
 #include "launch/commands.h"
 #include "parallel/mpi_session.h"
 #include "trainer/checkpoint.h"
+#include "trainer/checkpoint_directory.h"
 #include "trainer/checkpoint_tools.h"
 
 namespace lapidary {

@@ -19,16 +19,16 @@ void describe_config(ConfigArguments& a, CommandSyntax& syntax) {
 
 void describe(TrainArguments& a, CommandSyntax& syntax) {
   describe_config(a.config, syntax);
-  syntax.text(
-      "resume", "WHERE", a.resume,
-      "auto, none, weights-only or a checkpoint's folder: for this start, instead of checkpoint.resume");
+  syntax.text("resume", "WHERE", a.resume,
+              "auto, none, weights-only, a checkpoint or a run's folder: for this start, instead of "
+              "checkpoint.resume");
   syntax.epilogue("Configuration keys [default]:\n\n" + config_help());
 }
 
 void describe(EvalArguments& a, CommandSyntax& syntax) {
   describe_config(a.config, syntax);
   syntax.text("checkpoint", "FOLDER", a.checkpoint,
-              "the checkpoint to evaluate; the run's newest if not given");
+              "folder of a checkpoint, or of a run: its newest; this run's if not given");
 }
 
 void describe(PlanArguments& a, CommandSyntax& syntax) {
@@ -96,7 +96,7 @@ void describe(BenchDataArguments& a, CommandSyntax& syntax) {
 }
 
 void describe(CheckpointInspectArguments& a, CommandSyntax& syntax) {
-  syntax.positional("CHECKPOINT", a.checkpoint, "folder of a checkpoint");
+  syntax.positional("CHECKPOINT", a.checkpoint, "folder of a checkpoint, or of a run: its newest");
   syntax.require_one("CHECKPOINT");
 }
 

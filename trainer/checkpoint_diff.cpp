@@ -15,6 +15,7 @@
 #include "kernels/check.h"
 #include "model/parameter_table.h"
 #include "model/safetensors.h"
+#include "trainer/checkpoint_directory.h"
 #include "trainer/checkpoint_reader.h"
 #include "trainer/checkpoint_tools.h"
 

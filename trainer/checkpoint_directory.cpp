@@ -86,6 +86,31 @@ std::vector<std::int64_t> published_steps(const std::string& directory) {
   return steps;
 }
 
+bool is_checkpoint(const std::string& path) {
+  return fs::exists(fs::path(path) / CheckpointManifest::kFileName);
+}
+
+std::string folder_of_checkpoints(const std::string& path) {
+  const fs::path inner = fs::path(path) / "checkpoints";
+  return fs::is_directory(inner) ? inner.string() : path;
+}
+
+bool holds_checkpoint(const std::string& path) {
+  return is_checkpoint(path) || !published_steps(folder_of_checkpoints(path)).empty();
+}
+
+std::string find_checkpoint(const std::string& path) {
+  if (is_checkpoint(path)) return path;
+  require(fs::exists(path), "{}: no such folder, expected a checkpoint or a run's folder", path);
+  const std::string folder = folder_of_checkpoints(path);
+  const std::vector<std::int64_t> steps = published_steps(folder);
+  if (!steps.empty()) return fmt::format("{}/{}", folder, checkpoint_name(steps.front()));
+  const bool hugging_face = fs::exists(fs::path(path) / "config.json");
+  fail("{}: neither a checkpoint nor a run's folder with one{}", path,
+       hugging_face ? ", but a Hugging Face folder: `lapidary checkpoint import` makes a checkpoint of it"
+                    : "");
+}
+
 CheckpointManifest read_manifest(const std::string& path) {
   const std::string file_name = fmt::format("{}/{}", path, CheckpointManifest::kFileName);
   CheckpointManifest manifest = parse_manifest(read_text_file(file_name, kLargestManifest), file_name);

@@ -17,6 +17,14 @@ std::optional<std::int64_t> checkpoint_step(const std::string& name);
 /// Steps with a folder of their name, newest first: published, but not necessarily unharmed.
 std::vector<std::int64_t> published_steps(const std::string& directory);
 
+/// What users name where a checkpoint is wanted: one itself, a run's folder, or its folder of checkpoints.
+/// These look at names only.
+bool is_checkpoint(const std::string& path);                 ///< one itself
+std::string folder_of_checkpoints(const std::string& path);  ///< its "checkpoints" if it has one, or itself
+bool holds_checkpoint(const std::string& path);              ///< any of the three
+/// Path of the one itself, or of the newest. Error that says what is there instead: none.
+std::string find_checkpoint(const std::string& path);
+
 /// Reads the manifest of one checkpoint (against its checksum, its folder's name and the sizes of all files).
 /// Error naming what is wrong.
 CheckpointManifest read_manifest(const std::string& path);

@@ -104,17 +104,6 @@ void check_same_model(const std::vector<Tensor>& weights, const Checkpoint& firs
 
 }  // namespace
 
-std::string find_checkpoint(const std::string& path) {
-  const std::filesystem::path folder(path);
-  if (std::filesystem::exists(folder / CheckpointManifest::kFileName)) return path;
-  for (const std::filesystem::path& place : {folder, folder / "checkpoints"}) {
-    if (!std::filesystem::is_directory(place)) continue;
-    const std::vector<std::int64_t> steps = published_steps(place.string());
-    if (!steps.empty()) return (place / checkpoint_name(steps.front())).string();
-  }
-  fail("{}: neither a checkpoint nor a run's folder with one", path);
-}
-
 std::string reshard_checkpoint(const Checkpoint& checkpoint, const std::string& directory, int shards,
                                bool weights_only) {
   HostGroup alone;

@@ -48,7 +48,4 @@ std::string average_checkpoints(const std::vector<Checkpoint>& checkpoints, cons
 /// prints a line for each that differs and a summary. True: the same tensors with the same bits.
 bool diff_checkpoints(const std::string& a, const std::string& b, std::ostream& out);
 
-/// Path of a checkpoint: `path` itself, or the newest in the folder or in its "checkpoints". Error: none.
-std::string find_checkpoint(const std::string& path);
-
 }  // namespace lapidary

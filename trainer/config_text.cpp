@@ -86,6 +86,17 @@ std::string changed_to_yaml(const RunConfig& config) {
                  [&](const Option& option) { return option.required || !is_default(option, config); });
 }
 
+std::vector<std::string> differing_keys(const RunConfig& now, const RunConfig& before) {
+  std::vector<std::string> keys;
+  for (const auto& option : option_table()) {
+    const std::string a = write_option(option, now), b = write_option(option, before);
+    if (a == b) continue;
+    const bool lists = a.starts_with("- ") || b.starts_with("- ");
+    keys.push_back(lists ? option.path + " lists others" : fmt::format("{} {}, was {}", option.path, a, b));
+  }
+  return keys;
+}
+
 std::string config_help() {
   std::string help;
   for (const auto& section : option_sections()) {

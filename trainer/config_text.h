@@ -2,6 +2,7 @@
 // reference page.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "trainer/run_config.h"
 
@@ -13,6 +14,9 @@ std::string config_to_yaml(const RunConfig& config);
 
 /// Only the required keys and those that differ from their default.
 std::string changed_to_yaml(const RunConfig& config);
+
+/// The keys whose values differ, as "optimizer.lr 0.001, was 0.0005" or "data.validation lists others".
+std::vector<std::string> differing_keys(const RunConfig& now, const RunConfig& before);
 
 /// Key, default, allowed values and help of every key that is not hidden, by sections, for a terminal.
 std::string config_help();

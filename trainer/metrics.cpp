@@ -111,6 +111,7 @@ void Metrics::step(const StepRecord& r) {
   ConsoleRow row{r.step, r.loss, r.grad_norm, r.lr};
   row.seconds_left = seconds_left(r.step, r.seconds);
   last_step_ = r.step;
+  step_seconds_ += r.seconds;
   Json line = event("step", r.step);
   line["loss"] = r.loss;
   line["grad_norm"] = r.grad_norm;
@@ -160,7 +161,12 @@ void Metrics::checkpoint(std::int64_t step, const std::string& path, double stal
 void Metrics::end(std::int64_t step, const std::string& reason) {
   Json line = event("end", step);
   line["reason"] = reason;
+  line["seconds"] = seconds_since(begun_);
+  line["step_seconds"] = step_seconds_;
   lines_.append(dump(line));
+  const double seconds = line["seconds"];
+  console_.note(fmt::format("step {}: {}, {} after the start, {:.1f} % of that in steps", step, reason,
+                            format_duration(seconds), 100 * step_seconds_ / seconds));
 }
 
 }  // namespace lapidary

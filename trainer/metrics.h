@@ -8,6 +8,7 @@
 #include <string>
 
 #include "kernels/file.h"
+#include "kernels/stopwatch.h"
 #include "trainer/console.h"
 
 namespace lapidary {
@@ -57,7 +58,8 @@ class Metrics {
   void validation(std::int64_t step, const EvaluationResult& result, double seconds);
   /// Published, `seconds` after it was begun; training stood still for `stall_seconds` of them.
   void checkpoint(std::int64_t step, const std::string& path, double stall_seconds, double seconds);
-  /// `reason`: "finished", or why the run ends before total_steps.
+  /// `reason`: "finished", or why the run ends before total_steps. Says how long the process trained, and how
+  /// much of that went into steps.
   void end(std::int64_t step, const std::string& reason);
   /// A line for the user alone.
   void note(const std::string& text) { console_.note(text); }
@@ -74,6 +76,8 @@ class Metrics {
   Console console_;
   std::int64_t last_step_;
   std::deque<Lap> laps_;  ///< the latest, for the time left
+  const Clock::time_point begun_ = Clock::now();
+  double step_seconds_ = 0;  ///< of all logged steps
 };
 
 }  // namespace lapidary

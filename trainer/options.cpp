@@ -283,8 +283,9 @@ void add_keeping(std::vector<Option>& table) {
            .range = {0, 1e6},
            .others = {"save_best", "best"}})
       .row("resume", path, &C::Checkpoint::resume,
-           {.help = "where to continue: auto, from the run's newest checkpoint if it has one; none, from the "
-                    "start; weights-only, as auto but with new moments; or from a checkpoint folder",
+           {.help =
+                "where to continue: auto, from the run's newest checkpoint if it has one; none, from the "
+                "start; weights-only, as auto but with new moments; or from a checkpoint, or a run's newest",
             .words = {"auto", "none", "weights-only"},
             .others = {"resume_from", "load"}})
       .row("fallback", boolean, &C::Checkpoint::fallback,

@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/file.h"
 #include "kernels/json.h"
+#include "trainer/checkpoint_directory.h"
 
 namespace lapidary {
 
@@ -39,21 +40,7 @@ RunProgress from_state(const Json& state, const std::string& where) {
   return out;
 }
 
-/// The folder that holds a run's checkpoints: `path` itself or its "checkpoints".
-std::string folder_of_checkpoints(const std::string& path) {
-  const std::filesystem::path inner = std::filesystem::path(path) / "checkpoints";
-  return std::filesystem::is_directory(inner) ? inner.string() : path;
-}
-
-bool is_one_checkpoint(const std::string& path) {
-  return std::filesystem::exists(std::filesystem::path(path) / CheckpointManifest::kFileName);
-}
-
 }  // namespace
-
-bool is_checkpoint_path(const std::string& path) {
-  return is_one_checkpoint(path) || !published_steps(folder_of_checkpoints(path)).empty();
-}
 
 RunCheckpoints::RunCheckpoints(std::string directory, const RunConfig::Checkpoint& options,
                                Instance& instance, const Mesh& mesh, HostGroup& world)
@@ -177,6 +164,14 @@ void RunCheckpoints::refuse_newer_than(std::int64_t step) {
   });
 }
 
+std::string RunCheckpoints::agree_on(const std::function<std::string()>& find) {
+  std::string found;
+  world_->all_or_error("looking for a checkpoint", [&] {
+    if (world_->rank() == 0) found = find();
+  });
+  return world_->broadcast(std::move(found), 0, "looking for a checkpoint");
+}
+
 std::optional<ResumedRun> RunCheckpoints::resume(const ConfigPath& resume, std::ostream& notes) {
   if (resume.is("none")) {
     refuse_newer_than(0);
@@ -185,38 +180,40 @@ std::optional<ResumedRun> RunCheckpoints::resume(const ConfigPath& resume, std::
   const bool weights_only = resume.is("weights-only");
   const bool newest = resume.is("auto") || weights_only;
   const auto wanted = tensors(weights_only ? What::weights : What::all, false);
-  const std::optional<Checkpoint> found =
-      newest ? restore_newest_checkpoint(directory_, fallback_, wanted, *world_, read_options())
-             : restore_checkpoint(resume.resolve(), wanted, *world_, read_options());
+  std::optional<Checkpoint> found;
+  if (newest) {
+    found = restore_newest_checkpoint(directory_, fallback_, wanted, *world_, read_options());
+  } else {
+    const std::string named = agree_on([&] { return find_checkpoint(resume.resolve()); });
+    found = restore_checkpoint(named, wanted, *world_, read_options());
+  }
   if (!found) return std::nullopt;
   set_aside(*found, notes);
   if (world_->rank() == 0)
-    notes << fmt::format("Resuming from {} (step {}, written by {} ranks){}\n", found->path,
-                         found->manifest.step, found->manifest.ranks,
+    notes << fmt::format("Resuming from {} (step {}, written by {} rank{}){}\n", found->path,
+                         found->manifest.step, found->manifest.ranks, found->manifest.ranks == 1 ? "" : "s",
                          weights_only ? ": weights only, the moments begin at zero" : "");
   instance_->weights_resumed();
   if (!newest) refuse_newer_than(found->manifest.step);
   const auto folder = std::filesystem::path(found->path).parent_path();
   return ResumedRun{
       from_state(found->manifest.state, found->path),
-      newest || std::filesystem::weakly_canonical(folder) == std::filesystem::weakly_canonical(directory_)};
+      newest || std::filesystem::weakly_canonical(folder) == std::filesystem::weakly_canonical(directory_),
+      json_string(found->manifest.state, "config", found->path)};
 }
 
 std::int64_t RunCheckpoints::load_weights_only(const std::string& path, std::ostream& notes) {
-  std::int64_t is_one = 0;
-  std::string place;
-  world_->all_or_error("looking for weights", [&] {  // one rank looks: others may see files later
-    if (world_->rank() != 0) return;
-    is_one = is_one_checkpoint(path) ? 1 : 0;
-    place = is_one != 0 ? path : folder_of_checkpoints(path);
+  // One itself is read or refused; of a folder of them the newest sound one is.
+  const std::string one = agree_on([&] {
+    (void)find_checkpoint(path);  // an Error where there is none
+    return is_checkpoint(path) ? path : std::string();
   });
-  is_one = world_->all_reduce(is_one, HostGroup::Reduce::max, "looking for weights");
-  place = world_->broadcast(std::move(place), 0, "looking for weights");
   const auto wanted = tensors(What::weights, false);
   const std::optional<Checkpoint> found =
-      is_one != 0 ? restore_checkpoint(place, wanted, *world_, read_options())
-                  : restore_newest_checkpoint(place, fallback_, wanted, *world_, read_options());
-  require(found.has_value(), "{}: no checkpoint there", path);
+      one.empty() ? restore_newest_checkpoint(agree_on([&] { return folder_of_checkpoints(path); }),
+                                              fallback_, wanted, *world_, read_options())
+                  : restore_checkpoint(one, wanted, *world_, read_options());
+  require(found.has_value(), "{}: no checkpoint is left there", path);
   for (const Checkpoint::Damaged& damaged : found->passed_over)
     if (world_->rank() == 0) notes << fmt::format("DAMAGED: {}\n  passed over\n", damaged.message);
   instance_->weights_resumed();

@@ -1,6 +1,7 @@
 // A run's checkpoints: what of its state is saved, and where it goes on after a resume.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -27,7 +28,8 @@ struct RunProgress {
 
 struct ResumedRun {
   RunProgress progress;
-  bool own = false;  ///< from a checkpoint in the run's own folder
+  bool own = false;    ///< from a checkpoint in the run's own folder
+  std::string config;  ///< what the run was told when it was saved, as config_to_yaml writes it
 };
 
 class RunCheckpoints {
@@ -36,8 +38,9 @@ class RunCheckpoints {
   RunCheckpoints(std::string directory, const RunConfig::Checkpoint& options, Instance& instance,
                  const Mesh& mesh, HostGroup& world);
 
-  /// Creates the folder and sweeps what a killed run left there. Only for who holds the run's lock: the hidden
-  /// folders of a run that is alive are its saves under way. Collective, before anything else that writes.
+  /// Creates the folder and sweeps what a killed run left there. Only for who holds the run's lock: the
+  /// hidden folders of a run that is alive are its saves under way. Collective, before anything else that
+  /// writes.
   void prepare_folder();
 
   /// Takes the host memory that saves are copied into: what the state takes, at most checkpoint.staging and
@@ -66,6 +69,8 @@ class RunCheckpoints {
   std::vector<CheckpointTensor> tensors(What what, bool saving) const;
   CheckpointReadOptions read_options() const;
   void refuse_newer_than(std::int64_t step);
+  /// What rank 0 finds, on all ranks: others may see files later. Collective.
+  std::string agree_on(const std::function<std::string()>& find);
   void set_aside(const Checkpoint& found, std::ostream& notes);
 
   std::string directory_;
@@ -79,9 +84,5 @@ class RunCheckpoints {
   nlohmann::json model_;
   std::optional<CheckpointSaver> saver_;
 };
-
-/// Is there a checkpoint at this path, or a folder of them (itself or its "checkpoints")? Looks at names
-/// only.
-bool is_checkpoint_path(const std::string& path);
 
 }  // namespace lapidary

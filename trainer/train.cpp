@@ -12,6 +12,7 @@
 #include "kernels/file.h"
 #include "kernels/stopwatch.h"
 #include "parallel/watchdog.h"
+#include "trainer/config_reader.h"
 #include "trainer/config_text.h"
 #include "trainer/flops.h"
 #include "trainer/loss_curve.h"
@@ -59,29 +60,16 @@ class Trainer {
   bool leads() const { return run_.world().rank() == 0; }
   bool due(std::int64_t every) const { return every > 0 && progress_.step % every == 0; }
 
-  /// Weights and position of a new or a resumed run, and the first lines of its log.
   void start() {
     const RunConfig& config = run_.config();
-    save_configuration();
     if (leads()) print_start();  // before what takes long: weights, or the search of algorithms
-    const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_);
-    if (!resumed) run_.start_weights(console_);
+    begin_or_resume();
+    save_configuration();
     tune_products(run_.instance(), run_.setup(),
                   synthetic_batch(run_.setup().model, run_.setup().options.model.capacity,
                                   config.data.sequence_length, config.model.image_attention),
                   config.run.products, run_.world(), console_);
     run_.prepare_saving(config_yaml_);
-    if (resumed) {
-      progress_ = resumed->progress;
-      require(progress_.seed == config.run.seed,
-              "run.seed is {}, but the checkpoint was written with seed {}: its data order "
-              "would change; set run.seed to {} or checkpoint.resume to none",
-              config.run.seed, progress_.seed, progress_.seed);
-      run_.data().seek(progress_.data);
-      if (resumed->own) saved_step_ = save_begun_ = progress_.step;
-    }
-    progress_.seed = config.run.seed;
-    start_step_ = progress_.step;
     if (leads()) {
       MetricsOptions options;
       options.path = run_.directory() + "/metrics.jsonl";
@@ -97,6 +85,41 @@ class Trainer {
     interval_.waited_before = run_.data().stats().seconds_waited;
   }
 
+  /// Weights and position of a new or a resumed run.
+  void begin_or_resume() {
+    const RunConfig& config = run_.config();
+    const auto resumed = run_.checkpoints().resume(config.checkpoint.resume, console_);
+    if (resumed) {
+      progress_ = resumed->progress;
+      require(progress_.seed == config.run.seed,
+              "run.seed is {}, but the checkpoint was written with seed {}: its data order would change; set "
+              "run.seed to {}, or begin a new run from its weights (model.weights, another run.directory)",
+              config.run.seed, progress_.seed, progress_.seed);
+      run_.data().seek(progress_.data);
+      if (resumed->own) saved_step_ = save_begun_ = progress_.step;
+      if (leads()) print_changes(resumed->config);
+    } else {
+      run_.start_weights(console_);
+      progress_.seed = config.run.seed;
+    }
+    start_step_ = progress_.step;
+  }
+
+  /// What is not as it was when the checkpoint was written: nothing that a run goes on with is silent.
+  void print_changes(const std::string& saved_config) {
+    try {
+      const RunConfig before = parse_saved_config(saved_config, "the checkpoint's configuration");
+      const auto keys = differing_keys(run_.config(), before);
+      if (!keys.empty()) console_ << fmt::format("Changed since then: {}\n", fmt::join(keys, "; "));
+    } catch (const Error& e) {  // keys of another version
+      console_ << fmt::format("What changed since then is not known: {}\n", e.what());
+    }
+    if (progress_.step >= run_.config().train.steps)
+      console_ << fmt::format("Nothing is left to train: step {} is reached, train.steps is {}\n",
+                              progress_.step, run_.config().train.steps);
+  }
+
+  /// Not before the run is known to go on: a start that is refused leaves what the run's folder says.
   void save_configuration() {
     run_.world().all_or_error("saving the configuration", [&] {
       if (leads()) publish_text_file(run_.directory() + "/config.yaml", config_yaml_);
@@ -105,10 +128,11 @@ class Trainer {
 
   void print_start() {
     const MemoryPlan& plan = run_.plan();
-    console_ << fmt::format("{} parameters, {} ranks ({} x {}, vocabulary over {}), {} on {}\n",
+    console_ << fmt::format("{} parameters, {} rank{} ({} x {}, vocabulary over {}), {} on {}\n",
                             run_.setup().table.trainable_elements(), run_.world().size(),
-                            plan.mesh.replicate(), plan.mesh.shard, plan.mesh.vocabulary,
-                            name_of(run_.setup().options.model.type), run_.backend().description());
+                            run_.world().size() == 1 ? "" : "s", plan.mesh.replicate(), plan.mesh.shard,
+                            plan.mesh.vocabulary, name_of(run_.setup().options.model.type),
+                            run_.backend().description());
     console_ << fmt::format(
         "Memory a rank: {} (weights {}, gradients {}, optimizer {}, gathered {}, activations {}, workspace "
         "{})\n",
@@ -347,8 +371,8 @@ int evaluate_run(const RunConfig& config, const std::string& checkpoint, HostGro
                  const NodePlace& place, std::ostream& console) {
   require(!config.data.validation.empty(), "data.validation: no data set is given");
   TrainingRun run(config, world, place, false);
-  const std::int64_t step = run.checkpoints().load_weights_only(
-      checkpoint.empty() ? run.directory() + "/checkpoints" : checkpoint, console);
+  const std::int64_t step =
+      run.checkpoints().load_weights_only(checkpoint.empty() ? run.directory() : checkpoint, console);
   const EvaluationResult r = run.validate();
   if (world.rank() == 0) {
     console << fmt::format(

@@ -3,6 +3,7 @@
 #include "kernels/check.h"
 #include "kernels/json.h"
 #include "model/weights.h"
+#include "trainer/checkpoint_directory.h"
 
 namespace lapidary {
 
@@ -76,7 +77,7 @@ void TrainingRun::start_weights(std::ostream& notes) {
   const std::string path = config_->model.weights.resolve();
   std::int64_t is_checkpoint = 0;
   world_->all_or_error("looking at the weights", [&] {
-    if (world_->rank() == 0) is_checkpoint = is_checkpoint_path(path) ? 1 : 0;
+    if (world_->rank() == 0) is_checkpoint = holds_checkpoint(path) ? 1 : 0;
   });
   if (world_->all_reduce(is_checkpoint, HostGroup::Reduce::max, "looking at the weights") != 0) {
     checkpoints_->load_weights_only(path, notes);

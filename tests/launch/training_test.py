@@ -255,6 +255,16 @@ def bad_input(runs):
     names = set(os.listdir(f"{runs.folder}/g/checkpoints"))
     check({"step-00000008", "step-00000008.damaged-1"} <= names, f"expected the damaged one beside a new one: {names}")
 
+    # A start that is refused leaves what the run's folder says; one that goes on says what is not as it was.
+    refused("g", r"run\.seed is 4, but the checkpoint was written with seed 3", "run.seed=4")
+    refused("g", r"cannot continue from row 50: it was counted in another order.*model\.weights", "data.sequence_length=256")
+    check("seed: 3" in open(f"{runs.folder}/g/config.yaml").read(), "a start that was refused left its configuration")
+    output, _ = runs.run("g", 1, "optimizer.beta2=0.9", steps=10, every=4)
+    check("Changed since then: optimizer.beta2 0.9, was 0.95\n" in output and
+          "Nothing is left to train: step 10 is reached, train.steps is 10\n" in output, output)
+    output, _ = runs.run("h", 1, f"checkpoint.resume={runs.folder}/g", steps=11)
+    check(f"Resuming from {runs.folder}/g/checkpoints/step-00000010 (" in output and "step 11: finished, " in output, output)
+
 
 LAYOUTS = {  # of weights and optimizer, and how far losses may be off on another number of ranks
     "wide": (["run.precision=float32"], LATER),

@@ -85,6 +85,17 @@ TEST(Config, LaterFilesWinAndSettingsComeLast) {
   EXPECT_EQ(c.data.train[0].weight, 2.0);
 }
 
+TEST(Config, DifferingKeysAreNamedWithBothValues) {
+  const RunConfig before = with({"optimizer.lr=1e-4", "data.validation=[a, b]"});
+  EXPECT_TRUE(differing_keys(before, before).empty());
+  EXPECT_EQ(differing_keys(with({"optimizer.lr=2e-4", "data.validation=[a, c]", "checkpoint.staging=1GiB"}),
+                           before),
+            (std::vector<std::string>{"data.validation lists others", "optimizer.lr 0.0002, was 0.0001",
+                                      "checkpoint.staging 1GiB, was 64GiB"}));
+  EXPECT_EQ(differing_keys(with({"optimizer.lr=1e-4"}), before),
+            (std::vector<std::string>{"data.validation lists others"}));
+}
+
 TEST(Config, ValuesWithUnits) {
   const auto bytes = [](const std::string& text) { return with({"loss.scratch=" + text}).loss.scratch; };
   EXPECT_EQ(bytes("256MiB"), 256LL << 20);

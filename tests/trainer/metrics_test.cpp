@@ -89,6 +89,9 @@ TEST_F(MetricsTest, EveryLineIsAnObjectThatHoldsTheExactNumbers) {
   EXPECT_EQ(read[2]["target_tokens"], 777);
   EXPECT_EQ(read[3]["path"], "run/step-1");
   EXPECT_EQ(read[4]["reason"], "finished");
+  EXPECT_EQ(read[4]["step_seconds"], 0.5);
+  EXPECT_GE(read[4]["seconds"].get<double>(), 0);
+  EXPECT_NE(console_.str().find("step 1: finished, 0s after the start"), std::string::npos) << console_.str();
   for (const auto& line : read) {
     EXPECT_TRUE(line["event"].is_string() && line["step"].is_number_integer() && line["time"].is_number());
   }
