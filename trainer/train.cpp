@@ -139,9 +139,25 @@ class Trainer {
         format_bytes(plan.total()), format_bytes(plan.weights), format_bytes(plan.gradients),
         format_bytes(plan.optimizer), format_bytes(plan.gathered), format_bytes(plan.activations),
         format_bytes(plan.workspace));
+    std::vector<std::string> folders;
+    for (const ConfiguredSource& source : run_.config().data.train) folders.push_back(source.path.text);
     console_ << fmt::format("Data: {} documents, {} tokens in {}\n", run_.data().documents(),
-                            run_.data().tokens(), run_.config().data.train.front().path.text);
+                            run_.data().tokens(), fmt::join(folders, ", "));
+    print_idle_ranks();
     console_.flush();
+  }
+
+  /// Ranks compute micro-batches of equal size: rows that are missing are padding, and nobody else's gain.
+  void print_idle_ranks() {
+    const RunConfig::Train& train = run_.config().train;
+    const std::int64_t at_once = run_.world().size() * train.rows_per_rank;
+    const std::int64_t computed = (train.rows_per_step + at_once - 1) / at_once * at_once;
+    if (computed == train.rows_per_step) return;
+    console_ << fmt::format(
+        "A step takes the time of {} rows for its {} (train.rows_per_step): a multiple of {} would waste none "
+        "({} rank{}, train.rows_per_rank {})\n",
+        computed, train.rows_per_step, at_once, run_.world().size(), run_.world().size() == 1 ? "" : "s",
+        train.rows_per_rank);
   }
 
   /// Forward, backward and update for one global batch; returns its mean loss.

@@ -252,6 +252,7 @@ def bad_input(runs):
     refused("g", re.escape(files[-1]), "checkpoint.fallback=false")
     output, _ = runs.run("g", 2, steps=10, every=4)
     check("step-00000004" in output, f"expected the one before:\n{output}")
+    check("A step takes the time of 6 rows for its 5 (train.rows_per_step): a multiple of 2 would waste none" in output, output)
     names = set(os.listdir(f"{runs.folder}/g/checkpoints"))
     check({"step-00000008", "step-00000008.damaged-1"} <= names, f"expected the damaged one beside a new one: {names}")
 
