@@ -67,8 +67,8 @@ Json settings_of(const BuildOptions& options, const Tokenizer& tokenizer) {
       {"tokenizer", tokenizer.name()},
       {"tokenizer_fingerprint", tokenizer.fingerprint()},
       {"form", options.form == InputForm::gsm8k ? "gsm8k" : "samples"},
-      {"train_on", static_cast<int>(conversation.train_on)},
-      {"empty_channel", static_cast<int>(conversation.empty_channel)},
+      {"train_on", kTrainOnNames.at(static_cast<std::size_t>(conversation.train_on))},
+      {"empty_channel", kEmptyChannelNames.at(static_cast<std::size_t>(conversation.empty_channel))},
       {"markup",
        {names.pad, names.eos, names.bos, names.begin_turn, names.end_turn, names.begin_channel,
         names.end_channel, names.begin_image, names.image, names.end_image, names.begin_audio, names.audio,
@@ -153,7 +153,7 @@ class Builder {
     const std::string path = (work_ / "build.json").string();
     if (!fs::exists(path)) {
       fs::remove_all(work_);
-      fs::create_directories(work_);
+      create_directories(work_.string());
       write_new_text_file(path + ".tmp", description.dump(1) + "\n");
       publish(path + ".tmp", path);
       return;

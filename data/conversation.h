@@ -2,6 +2,7 @@
 // made where the markup is written, never found again in finished text. Rules and examples:
 // docs/ingestion.md.
 #pragma once
+#include <array>
 #include <string>
 
 #include "data/document.h"
@@ -17,10 +18,12 @@ enum class TrainOn {
   answers,      ///< what the model says: reasoning, answers and the closing <turn|> of every model turn
   last_answer,  ///< the same of the last model turn alone
 };
+constexpr std::array<const char*, 3> kTrainOnNames = {"all", "answers", "last_answer"};
 
 /// Which model turns without reasoning begin with `<|channel>thought\n<channel|>`, as the released model's do
 /// when it answers without thinking.
 enum class EmptyChannel { trained_turns, last_turn, none };
+constexpr std::array<const char*, 3> kEmptyChannelNames = {"trained_turns", "last_turn", "none"};
 
 /// Names in the markup. A channel with an empty name does not exist: for vocabularies that have none.
 struct Markup {

@@ -8,25 +8,11 @@
 #include "data/row_source.h"
 #include "data/show.h"
 #include "kernels/check.h"
+#include "kernels/number_text.h"
 
 namespace lapidary {
 
 namespace {
-
-/// 1234567 as 1,234,567.
-std::string grouped(std::int64_t number) {
-  std::string digits = std::to_string(number);
-  for (auto at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > 0; at -= 3) digits.insert(at, ",");
-  return digits;
-}
-
-std::string in_bytes(std::int64_t bytes) {
-  constexpr std::array<const char*, 5> kUnits = {"bytes", "kB", "MB", "GB", "TB"};
-  auto value = static_cast<double>(bytes);
-  std::size_t unit = 0;
-  for (; value >= 1000 && unit + 1 < kUnits.size(); ++unit) value /= 1000;
-  return unit == 0 ? fmt::format("{} bytes", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
-}
 
 double percent(std::int64_t part, std::int64_t whole) {
   return whole == 0 ? 0 : 100 * static_cast<double>(part) / static_cast<double>(whole);
@@ -38,16 +24,17 @@ void print_counts(const Manifest& manifest, std::ostream& out) {
   for (const ShardRecord& shard : manifest.shards) bytes += shard.bytes;
   // A frame of 640 samples at 16 kHz.
   const double seconds = static_cast<double>(counts.frames * manifest.layout.frame_width) / 16'000;
-  out << fmt::format("shards      {} ({})\n", grouped(static_cast<std::int64_t>(manifest.shards.size())),
-                     in_bytes(bytes));
-  out << fmt::format("documents   {}\n", grouped(counts.documents));
-  out << fmt::format("tokens      {}, trained {} ({:.1f} %)\n", grouped(counts.tokens),
-                     grouped(counts.targets), percent(counts.targets, counts.tokens));
-  out << fmt::format("images      {}, {} soft tokens ({:.1f} %)\n", grouped(counts.images),
-                     grouped(counts.patches), percent(counts.patches, counts.tokens));
-  out << fmt::format("sounds      {}, {} soft tokens ({:.1f} %), {:.1f} s\n", grouped(counts.sounds),
-                     grouped(counts.frames), percent(counts.frames, counts.tokens), seconds);
-  out << fmt::format("vocabulary  {}\n", grouped(manifest.layout.vocabulary));
+  out << fmt::format("shards      {} ({})\n",
+                     with_thousands(static_cast<std::int64_t>(manifest.shards.size())),
+                     format_bytes(static_cast<std::size_t>(bytes)));
+  out << fmt::format("documents   {}\n", with_thousands(counts.documents));
+  out << fmt::format("tokens      {}, trained {} ({:.1f} %)\n", with_thousands(counts.tokens),
+                     with_thousands(counts.targets), percent(counts.targets, counts.tokens));
+  out << fmt::format("images      {}, {} soft tokens ({:.1f} %)\n", with_thousands(counts.images),
+                     with_thousands(counts.patches), percent(counts.patches, counts.tokens));
+  out << fmt::format("sounds      {}, {} soft tokens ({:.1f} %), {:.1f} s\n", with_thousands(counts.sounds),
+                     with_thousands(counts.frames), percent(counts.frames, counts.tokens), seconds);
+  out << fmt::format("vocabulary  {}\n", with_thousands(manifest.layout.vocabulary));
 }
 
 /// Documents by length, in powers of two.
@@ -60,14 +47,15 @@ void print_lengths(const DataSet& set, std::ostream& out) {
   }
   out << fmt::format("lengths     {:.1f} tokens a document, at most {}\n",
                      static_cast<double>(set.manifest().counts.tokens) / static_cast<double>(set.documents()),
-                     grouped(longest));
+                     with_thousands(longest));
   const std::int64_t highest = *std::max_element(bins.begin(), bins.end());
   for (std::size_t b = 0; b < bins.size(); ++b) {
     if (bins[b] == 0) continue;
     const auto bar =
         static_cast<std::size_t>(std::ceil(40 * static_cast<double>(bins[b]) / static_cast<double>(highest)));
-    out << fmt::format("  {:>13} .. {:<13} {:>13}  {}\n", grouped(std::int64_t{1} << b),
-                       grouped((std::int64_t{2} << b) - 1), grouped(bins[b]), std::string(bar, '#'));
+    out << fmt::format("  {:>13} .. {:<13} {:>13}  {}\n", with_thousands(std::int64_t{1} << b),
+                       with_thousands((std::int64_t{2} << b) - 1), with_thousands(bins[b]),
+                       std::string(bar, '#'));
   }
 }
 
@@ -76,11 +64,12 @@ void print_packing(const DataSet& set, std::int64_t sequence_length, std::ostrea
                {.sequence_length = sequence_length, .one_pass = true, .skip_too_long = true});
   std::int64_t tokens = 0;
   for (Row row; plan.next(row);) tokens += row.tokens;
-  out << fmt::format("packing     {} rows of {} tokens an epoch, {:.2f} % filled\n", grouped(plan.row()),
-                     grouped(sequence_length), percent(tokens, plan.row() * sequence_length));
+  out << fmt::format("packing     {} rows of {} tokens an epoch, {:.2f} % filled\n",
+                     with_thousands(plan.row()), with_thousands(sequence_length),
+                     percent(tokens, plan.row() * sequence_length));
   if (plan.skipped_documents() > 0) {
     out << fmt::format("            {} documents with images or sounds are longer than a row\n",
-                       grouped(plan.skipped_documents()));
+                       with_thousands(plan.skipped_documents()));
   }
 }
 

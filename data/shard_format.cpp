@@ -154,11 +154,13 @@ TokenLayout token_layout(const Json& json, const std::string& where) {
 
 Manifest read_manifest(const std::filesystem::path& directory) {
   const std::string where = (directory / kManifestName).string();
-  require(std::filesystem::is_directory(directory), "{}: no such directory, expected a data set",
+  require(std::filesystem::is_directory(directory), "{}: no such folder, expected a data set",
           directory.string());
+  const std::filesystem::path inner = directory / "train";
   require(std::filesystem::exists(where),
-          "{}: holds no {}: not a data set, or one whose build did not finish", directory.string(),
-          kManifestName);
+          "{}: holds no {}: not a data set, or one whose build did not finish{}", directory.string(),
+          kManifestName,
+          std::filesystem::exists(inner / kManifestName) ? "; " + inner.string() + " is one" : "");
   Json json = read_json_file(where, kLargestManifest);
   require(json.is_object(), "{}: expected an object", where);
   const std::string format = json_string(json, "format", where);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <ostream>
 
+#include "data/bpe_tokenizer.h"
 #include "data/row_source.h"
 #include "data/utf8.h"
 #include "kernels/check.h"
@@ -94,7 +95,40 @@ class DocumentPrinter {
   bool run_trained_ = false;
 };
 
+/// settings[key] of the notes that ingestion leaves; empty where there is none.
+std::string setting_of(const nlohmann::json& notes, const char* key) {
+  const auto settings = notes.find("settings");
+  if (settings == notes.end() || !settings->is_object()) return "";
+  const auto found = settings->find(key);
+  return found != settings->end() && found->is_string() ? found->get<std::string>() : "";
+}
+
 }  // namespace
+
+std::unique_ptr<const Tokenizer> tokenizer_of(const std::filesystem::path& directory,
+                                              const std::string& given) {
+  const DataSet set(directory);
+  const nlohmann::json& notes = set.manifest().notes;
+  const std::string named = setting_of(notes, "tokenizer"),
+                    checksum = setting_of(notes, "tokenizer_fingerprint");
+  require(!given.empty() || !named.empty(),
+          "{}: does not say with which tokenizer it was built: --tokenizer does", directory.string());
+  std::unique_ptr<const Tokenizer> tokenizer;
+  try {
+    tokenizer = load_tokenizer(given.empty() ? named : given);
+  } catch (const Error& e) {
+    if (!given.empty()) throw;
+    fail("{}: {}, the tokenizer it was built with; --tokenizer names it where it is now", directory.string(),
+         e.what());
+  }
+  require(checksum.empty() || tokenizer->fingerprint() == checksum,
+          "{}: was built with the tokenizer {} ({}), {} is another ({})", directory.string(), named, checksum,
+          tokenizer->name(), tokenizer->fingerprint());
+  require(tokenizer->vocabulary() == set.manifest().layout.vocabulary,
+          "{}: has vocabulary {}, the tokenizer {} has {}", directory.string(),
+          set.manifest().layout.vocabulary, tokenizer->name(), tokenizer->vocabulary());
+  return tokenizer;
+}
 
 void show_row(const LoaderOptions& options, std::int64_t row,
               const std::function<std::string(std::int32_t)>& decode, std::ostream& out) {

@@ -4,9 +4,11 @@
 #include <filesystem>
 #include <functional>
 #include <iosfwd>
+#include <memory>
 #include <string>
 
 #include "data/loader_options.h"
+#include "data/tokenizer.h"
 
 namespace lapidary {
 
@@ -20,6 +22,12 @@ void inspect_data_set(const std::filesystem::path& directory, std::int64_t seque
 /// per problem; returns the number of problems. Error where manifest or index cannot be used. Memory does not
 /// depend on the data's size.
 std::int64_t verify_data_set(const std::filesystem::path& directory, std::ostream& out);
+
+/// The tokenizer that a data set was built with, as its notes name it, or the one at `given` (as
+/// load_tokenizer takes it) where that is not empty. Error where it is another than the data's: by its
+/// checksum, or, where the notes have none, by its vocabulary.
+std::unique_ptr<const Tokenizer> tokenizer_of(const std::filesystem::path& directory,
+                                              const std::string& given);
 
 /// Prints row `row` (global number, as the loader counts them with these options): its documents with what is
 /// trained between « and », images as [image 12x22 at 17..280] (columns x rows, tokens of the row), sounds as

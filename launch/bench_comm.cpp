@@ -5,6 +5,7 @@
 #include <map>
 
 #include "kernels/check.h"
+#include "kernels/number_text.h"
 #include "kernels/ops.h"
 #include "launch/bench.h"
 #include "launch/commands.h"

@@ -10,6 +10,7 @@
 #include <map>
 
 #include "kernels/check.h"
+#include "kernels/number_text.h"
 #include "kernels/ops.h"
 #include "kernels/stopwatch.h"
 #include "launch/bench.h"

@@ -30,7 +30,12 @@ int code_of(bool well) {
 }  // namespace
 
 int run_checkpoint_inspect(const CheckpointInspectArguments& arguments) {
-  inspect_checkpoint(find_checkpoint(arguments.checkpoint), true, std::cout);
+  const std::string path = find_checkpoint(arguments.checkpoint);
+  if (!is_checkpoint(arguments.checkpoint)) {
+    list_checkpoints(folder_of_checkpoints(arguments.checkpoint), std::cout);
+    std::cout << '\n';
+  }
+  inspect_checkpoint(path, arguments.all, std::cout);
   return 0;
 }
 

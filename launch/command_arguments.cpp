@@ -49,8 +49,9 @@ void describe(DataBuildArguments& a, CommandSyntax& syntax) {
       "form", a.form, {"samples", "gsm8k"},
       "what a line of the input is: a sample (docs/ingestion.md), or question and answer as in GSM8K");
   syntax.text("tokenizer", "NAME", a.tokenizer, "bytes, or the path of a tokenizer.json");
-  syntax.word("train-on", a.train_on, {"all", "answers", "last_answer"}, "what is trained of a sample");
-  syntax.word("empty-channel", a.empty_channel, {"trained_turns", "last_turn", "none"},
+  syntax.word("train-on", a.train_on, {kTrainOnNames.begin(), kTrainOnNames.end()},
+              "what is trained of a sample");
+  syntax.word("empty-channel", a.empty_channel, {kEmptyChannelNames.begin(), kEmptyChannelNames.end()},
               "which answers without reasoning begin with an empty thought channel");
   syntax.texts("markup", "KEY=NAME", a.markup,
                "another name for a token or role of the markup, such as "
@@ -79,7 +80,8 @@ void describe(DataShowArguments& a, CommandSyntax& syntax) {
   syntax.number("row", a.row, 0, kMostRows, "which packed row, in the order of training");
   syntax.number("sequence-length", a.sequence_length, 2, 1 << 20, "as data.sequence_length");
   syntax.number("seed", a.seed, 0, std::int64_t{1} << 53, "as run.seed");
-  syntax.text("tokenizer", "NAME", a.tokenizer, "bytes, or the path of a tokenizer.json, to show text");
+  syntax.text("tokenizer", "NAME", a.tokenizer,
+              "bytes, or the path of a tokenizer.json; the one the data was built with if not given");
   syntax.require_one("FOLDER");
   syntax.require_one("row");
 }
@@ -96,7 +98,9 @@ void describe(BenchDataArguments& a, CommandSyntax& syntax) {
 }
 
 void describe(CheckpointInspectArguments& a, CommandSyntax& syntax) {
-  syntax.positional("CHECKPOINT", a.checkpoint, "folder of a checkpoint, or of a run: its newest");
+  syntax.positional("CHECKPOINT", a.checkpoint,
+                    "folder of a checkpoint, or of a run: its newest, behind a list of all");
+  syntax.flag("all", a.all, "also the run's configuration, the model's config.json and every tensor");
   syntax.require_one("CHECKPOINT");
 }
 

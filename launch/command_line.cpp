@@ -90,7 +90,8 @@ int main_guarded(const std::function<int()>& body, std::ostream& errors) {
   try {
     return body();
   } catch (const Error& e) {
-    errors << "lapidary: " << e.what() << std::endl;
+    const std::string message = e.what();  // of a command's own words it begins with their names
+    errors << (message.starts_with("lapidary ") ? "" : "lapidary: ") << message << std::endl;
     return static_cast<int>(e.code());
   } catch (const std::bad_alloc&) {
     errors << "lapidary: the host's memory is exhausted" << std::endl;

@@ -67,7 +67,8 @@ Command make_command(const std::string& name, const std::string& summary,
 /// Throws Error for an unknown command, with the nearest known one.
 int dispatch(const std::vector<Command>& commands, const std::vector<std::string>& words, std::ostream& out);
 
-/// Runs the body and turns what it throws into one line "lapidary: ..." and an exit code.
+/// Runs the body and turns what it throws into one line "lapidary: ..." (or "lapidary COMMAND: ...") and an
+/// exit code.
 int main_guarded(const std::function<int()>& body, std::ostream& errors);
 
 /// What `lapidary --version` prints: the program, how it was built, and the libraries it runs with.

@@ -198,7 +198,7 @@ bool CommandSyntax::parse(const Values& words) {
         nearest(typed.substr(std::min(typed.find_first_not_of('-'), typed.size())), known);
     fail("{}: unknown option {}{}", name_, typed, near.empty() ? "" : "; did you mean --" + near + "?");
   } catch (const po::too_many_positional_options_error&) {
-    fail("{}: too many arguments; see {} --help", name_, name_);
+    fail("{}: {}", name_, describe_surplus(words));
   } catch (const po::error& e) {
     fail("{}: {}", name_, e.what());
   }
@@ -213,6 +213,17 @@ bool CommandSyntax::parse(const Values& words) {
     argument.set(values);
   }
   return true;
+}
+
+std::string CommandSyntax::describe_surplus(const Values& words) const {
+  const bool wants_config = std::any_of(arguments_.begin(), arguments_.end(),
+                                        [](const Argument& a) { return a.long_name == "config"; });
+  // The likeliest slip: a configuration without its -c.
+  const auto yaml = std::find_if(words.begin(), words.end(), [](const std::string& word) {
+    return word.ends_with(".yaml") || word.ends_with(".yml");
+  });
+  if (wants_config && yaml != words.end()) return fmt::format("a configuration is given as -c {}", *yaml);
+  return fmt::format("more arguments than it takes; see {} --help", name_);
 }
 
 std::string CommandSyntax::help() const {

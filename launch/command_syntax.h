@@ -66,6 +66,8 @@ class CommandSyntax {
   void word_index(const std::string& names, int initial, const std::vector<std::string>& words,
                   const std::string& help, std::function<void(int)> set);
 
+  std::string describe_surplus(const std::vector<std::string>& words) const;
+
   std::string name_, summary_, epilogue_;
   std::vector<Argument> arguments_;
 };

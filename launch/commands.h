@@ -102,6 +102,7 @@ int run_bench_data(const BenchDataArguments& arguments);
 /// lapidary checkpoint inspect
 struct CheckpointInspectArguments {
   std::string checkpoint;
+  bool all = false;  ///< also configuration, config.json and tensors
 };
 int run_checkpoint_inspect(const CheckpointInspectArguments& arguments);
 

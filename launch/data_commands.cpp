@@ -120,8 +120,7 @@ int run_data_show(const DataShowArguments& arguments) {
   options.sequence_length = arguments.sequence_length;
   options.seed = static_cast<std::uint64_t>(arguments.seed);
   options.skip_too_long = true;
-  const std::unique_ptr<const Tokenizer> tokenizer =
-      load_tokenizer(arguments.tokenizer.empty() ? "bytes" : arguments.tokenizer);
+  const std::unique_ptr<const Tokenizer> tokenizer = tokenizer_of(arguments.folder, arguments.tokenizer);
   show_row(
       options, arguments.row, [&](std::int32_t id) { return tokenizer->piece(id); }, std::cout);
   return 0;

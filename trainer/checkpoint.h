@@ -130,8 +130,13 @@ std::optional<Checkpoint> restore_newest_checkpoint(const std::string& directory
                                                     HostGroup& group,
                                                     const CheckpointReadOptions& options = {});
 
-/// What `lapidary checkpoint inspect` prints: step, origin, files, state, parts and (details) tensors. Reads
-/// the manifest only and checks that against its own checksum.
+/// A line for each published checkpoint of a directory: size, held-out loss, or why it is damaged. Looks at
+/// manifests and sizes only.
+void list_checkpoints(const std::string& directory, std::ostream& out);
+
+/// What `lapidary checkpoint inspect` prints: step, origin, files, parts and state; with details also the
+/// run's configuration, the model's config.json and every tensor. Reads the manifest only and checks that
+/// against its own checksum.
 void inspect_checkpoint(const std::string& path, bool details, std::ostream& out);
 
 /// What `lapidary checkpoint verify` prints: one line for each file and finding. Compares sizes and

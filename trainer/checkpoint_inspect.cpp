@@ -9,6 +9,7 @@
 #include "kernels/check.h"
 #include "kernels/checksum.h"
 #include "kernels/hdf5_file.h"
+#include "kernels/number_text.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_directory.h"
 #include "trainer/checkpoint_files.h"
@@ -19,12 +20,20 @@ namespace {
 
 using Manifest = CheckpointManifest;
 
-std::string in_units(std::int64_t bytes) {
-  if (bytes < 10 << 10) return fmt::format("{} B", bytes);
-  if (bytes < 10 << 20) return fmt::format("{:.1f} KiB", static_cast<double>(bytes) / (1 << 10));
-  if (bytes < std::int64_t{10} << 30)
-    return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20));
-  return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / (1 << 30));
+std::string bytes_text(std::int64_t bytes) {
+  return format_bytes(static_cast<std::size_t>(bytes));
+}
+
+/// What the run's last validation said, where it was of this step.
+std::string held_out(const Manifest& manifest, const char* before) {
+  return manifest.metric ? fmt::format("{}held-out loss {:.4f}", before, *manifest.metric) : "";
+}
+
+/// The member, which is no longer in the object; null where it is not there.
+nlohmann::json take(nlohmann::json& object, const char* key) {
+  nlohmann::json value = object.value(key, nlohmann::json());
+  object.erase(key);
+  return value;
 }
 
 struct PartTotal {
@@ -103,12 +112,24 @@ void list_foreign_files(const std::string& path, const Manifest& manifest, std::
 
 }  // namespace
 
+void list_checkpoints(const std::string& directory, std::ostream& out) {
+  fmt::print(out, "{}\n", directory);
+  for (const std::int64_t step : published_steps(directory)) {
+    const std::string name = checkpoint_name(step);
+    try {
+      const Manifest manifest = read_manifest(fmt::format("{}/{}", directory, name));
+      fmt::print(out, "  {}  {:>12}{}\n", name, bytes_text(manifest.bytes()), held_out(manifest, "  "));
+    } catch (const Error& e) {
+      fmt::print(out, "  {}  damaged: {}\n", name, e.what());
+    }
+  }
+}
+
 void inspect_checkpoint(const std::string& path, bool details, std::ostream& out) {
   const Manifest manifest = read_manifest(path);
-  fmt::print(out, "{}\nstep     {}\nwritten  by {}, {} rank{}\n", path, manifest.step, manifest.program,
-             manifest.ranks, manifest.ranks == 1 ? "" : "s");
-  if (manifest.metric) fmt::print(out, "metric   {}\n", *manifest.metric);
-  fmt::print(out, "files    {}, {}\n\n", manifest.files.size(), in_units(manifest.bytes()));
+  fmt::print(out, "{}\nstep     {}{}\nwritten  by {}, {} rank{}\n", path, manifest.step,
+             held_out(manifest, ", "), manifest.program, manifest.ranks, manifest.ranks == 1 ? "" : "s");
+  fmt::print(out, "files    {}, {}\n\n", manifest.files.size(), bytes_text(manifest.bytes()));
   std::map<std::string, PartTotal> parts;
   for (const Manifest::Tensor& tensor : manifest.tensors) {
     PartTotal& total = parts[fmt::format("{:<12} {}", tensor.part, name_of(tensor.dtype))];
@@ -119,9 +140,13 @@ void inspect_checkpoint(const std::string& path, bool details, std::ostream& out
   fmt::print(out, "{:<18} {:>8} {:>16} {:>12}\n", "part", "tensors", "elements", "size");
   for (const auto& [part, total] : parts)
     fmt::print(out, "{:<18} {:>8} {:>16} {:>12}\n", part, total.tensors, total.elements,
-               in_units(total.bytes));
-  fmt::print(out, "\nstate\n{}\n", manifest.state.dump(2));
+               bytes_text(total.bytes));
+  nlohmann::json state = manifest.state;
+  const nlohmann::json config = take(state, "config"), model = take(state, "model");
+  fmt::print(out, "\nstate\n{}\n", state.dump(2));
   if (!details) return;
+  if (config.is_string()) fmt::print(out, "\nconfiguration\n{}", config.get<std::string>());
+  if (!model.is_null()) fmt::print(out, "\nconfig.json of the model\n{}\n", model.dump(2));
   fmt::print(out, "\n{:<5} {:<12} {:<20} {:>7} name\n", "type", "part", "shape", "slices");
   for (const Manifest::Tensor& tensor : manifest.tensors)
     fmt::print(out, "{:<5} {:<12} {:<20} {:>7} {}\n", name_of(tensor.dtype), tensor.part,
@@ -142,7 +167,7 @@ bool verify_checkpoint(const std::string& path, std::ostream& out) {
     const Manifest::File& file = manifest.files[i];
     try {
       verify_file(path, manifest, i);
-      fmt::print(out, "{}: sound, {}\n", file.name, in_units(file.bytes));
+      fmt::print(out, "{}: sound, {}\n", file.name, bytes_text(file.bytes));
     } catch (const std::exception& e) {
       fmt::print(out, "{}: {}\n", file.name, e.what());
       sound = false;

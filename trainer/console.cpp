@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/number_text.h"
 namespace lapidary {
 namespace {
 
@@ -48,17 +49,6 @@ void Console::row(const ConsoleRow& row) {
 void Console::note(const std::string& text) {
   out_ << text << '\n' << std::flush;
   rows_until_header_ = 0;
-}
-
-std::string with_thousands(std::int64_t value) {
-  const std::string digits = fmt::format("{}", value);
-  const std::size_t first = value < 0 ? 1 : 0;
-  std::string text;
-  for (std::size_t i = 0; i < digits.size(); ++i) {
-    if (i > first && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
 }
 
 std::string format_duration(double seconds) {

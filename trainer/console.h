@@ -37,8 +37,6 @@ class Console {
   int rows_until_header_ = 0;
 };
 
-/// "12,345,678".
-std::string with_thousands(std::int64_t value);
 /// "45s", "4m05s", "1h02m", "3d04h".
 std::string format_duration(double seconds);
 

@@ -8,6 +8,7 @@
 
 #include "kernels/check.h"
 #include "kernels/file.h"
+#include "kernels/number_text.h"
 #include "trainer/console.h"
 
 namespace lapidary {

@@ -10,6 +10,7 @@
 
 #include "kernels/build_info.h"
 #include "kernels/commit.h"
+#include "kernels/number_text.h"
 #include "trainer/evaluate.h"
 #include "trainer/metrics_history.h"
 

@@ -1,22 +1,11 @@
 #include "trainer/plan.h"
 
 #include <algorithm>
-#include <array>
 
 #include "kernels/check.h"
+#include "kernels/number_text.h"
 
 namespace lapidary {
-
-std::string format_bytes(std::size_t bytes) {
-  constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
-  auto value = static_cast<double>(bytes);
-  std::size_t unit = 0;
-  while (value >= 1024 && unit + 1 < kUnits.size()) {
-    value /= 1024;
-    ++unit;
-  }
-  return fmt::format("{:.{}f} {}", value, unit == 0 ? 0 : 2, kUnits[unit]);
-}
 
 MemoryPlan make_plan(const RunSetup& setup, Device device) {
   Backend& backend = plan_backend(device);

@@ -53,7 +53,4 @@ void check_fits(const MemoryPlan& plan, std::size_t available, Device device);
 /// The same for the host memory that an offloaded optimizer needs on each rank.
 void check_fits_host(const MemoryPlan& plan, std::size_t available);
 
-/// "1.50 GiB".
-std::string format_bytes(std::size_t bytes);
-
 }  // namespace lapidary

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "kernels/check.h"
+#include "kernels/number_text.h"
 #include "trainer/flops.h"
 #include "trainer/forecast.h"
 #include "trainer/plan.h"

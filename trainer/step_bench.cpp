@@ -6,6 +6,7 @@
 #include <ostream>
 
 #include "kernels/check.h"
+#include "kernels/number_text.h"
 #include "kernels/op_timer.h"
 #include "kernels/stopwatch.h"
 #include "model/weights.h"

@@ -10,6 +10,7 @@
 #include "kernels/check.h"
 #include "kernels/checksum.h"
 #include "kernels/file.h"
+#include "kernels/number_text.h"
 #include "kernels/stopwatch.h"
 #include "parallel/watchdog.h"
 #include "trainer/config_reader.h"
@@ -154,7 +155,8 @@ class Trainer {
     const std::int64_t computed = (train.rows_per_step + at_once - 1) / at_once * at_once;
     if (computed == train.rows_per_step) return;
     console_ << fmt::format(
-        "A step takes the time of {} rows for its {} (train.rows_per_step): a multiple of {} would waste none "
+        "A step takes the time of {} rows for its {} (train.rows_per_step): a multiple of {} would waste "
+        "none "
         "({} rank{}, train.rows_per_rank {})\n",
         computed, train.rows_per_step, at_once, run_.world().size(), run_.world().size() == 1 ? "" : "s",
         train.rows_per_rank);

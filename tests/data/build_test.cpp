@@ -14,9 +14,11 @@
 #include <random>
 #include <thread>
 
+#include "data/bpe_tokenizer.h"
 #include "data/byte_tokenizer.h"
 #include "data/check_document.h"
 #include "data/shard_format.h"
+#include "data/show.h"
 #include "data/split_document.h"
 #include "kernels/check.h"
 #include "kernels/file.h"
@@ -227,6 +229,8 @@ TEST_F(DataBuild, CountsWhatItSkipsAndSaysWhy) {
   EXPECT_EQ(notes["counts"]["bad_samples"], 2);
   EXPECT_EQ(notes["dropped_examples"].size(), 4u);
   EXPECT_EQ(notes["settings"]["tokenizer"], "bytes");
+  EXPECT_EQ(notes["settings"]["train_on"], "answers");
+  EXPECT_EQ(notes["settings"]["empty_channel"], "trained_turns");
   // Beside the shards all of them are listed.
   std::ifstream log(folder_ / "out/train/dropped.jsonl");
   std::vector<std::pair<std::string, std::string>> listed;
@@ -281,6 +285,32 @@ TEST_F(DataBuild, ReadsGsm8k) {
   EXPECT_EQ(texts(folder_ / "out/train"),
             (std::vector<std::string>{
                 "<bos><|turn>user\n1 + 1?<turn|>\n<|turn>model\n[1 + 1 = 2\n#### 2<turn|>]\n"}));
+}
+
+TEST_F(DataBuild, TheDataNamesItsTokenizerAndRefusesAnother) {
+  const std::string small = LAPIDARY_SOURCE_DIR "/tests/data/assets/tokenizer.json";
+  const std::string there = (folder_ / "here.json").string(), moved = (folder_ / "there.json").string();
+  fs::copy_file(small, there);
+  BuildOptions o = options("{\"text\": \"one and two\"}\n");
+  build_dataset(o, *load_tokenizer(there));
+  const fs::path data = folder_ / "out/train";
+  EXPECT_EQ(tokenizer_of(data, "")->name(), there);
+  EXPECT_NE(error_of([&] { tokenizer_of(data, "bytes"); }).find("was built with the tokenizer " + there),
+            std::string::npos);
+  fs::rename(there, moved);
+  EXPECT_EQ(error_of([&] { tokenizer_of(data, ""); }),
+            fmt::format(
+                "{}: cannot open {}: No such file or directory, the tokenizer it was built with; --tokenizer "
+                "names it where it is now",
+                data.string(), there));
+  EXPECT_EQ(tokenizer_of(data, moved)->name(), moved);
+  std::ofstream(moved, std::ios::app) << "\n";  // the same ids, but who could know
+  EXPECT_NE(error_of([&] { tokenizer_of(data, moved); }).find("is another"), std::string::npos);
+  o = options("{\"text\": \"one and two\"}\n", "bytes");
+  build(o);
+  EXPECT_EQ(tokenizer_of(folder_ / "bytes/train", "")->name(), "bytes");
+  EXPECT_NE(error_of([&] { read_manifest(folder_ / "bytes"); }).find("bytes/train is one"),
+            std::string::npos);
 }
 
 TEST(SplitDocument, NeverCutsAMedium) {

@@ -79,8 +79,8 @@ TEST(Arguments, EveryCommandReadsItsOwn) {
   EXPECT_EQ(show.sequence_length, 512);
 
   CheckpointInspectArguments inspect;
-  EXPECT_EQ(read({"run/step-5"}, inspect), "");
-  EXPECT_EQ(inspect.checkpoint, "run/step-5");
+  EXPECT_EQ(read({"run/step-5", "--all"}, inspect), "");
+  EXPECT_TRUE(inspect.checkpoint == "run/step-5" && inspect.all);
 
   CheckpointExportArguments out;
   EXPECT_EQ(read({"run", "-o", "hf", "--source", "gemma", "--max-file", "2GB", "--dtype", "f16"}, out), "");
@@ -124,8 +124,9 @@ TEST(Arguments, WhatIsWrongIsNamed) {
   EXPECT_EQ(message<TrainArguments>({"--conf", "a"}),
             "lapidary test: unknown option --conf; did you mean --config?");
   EXPECT_EQ(message<TrainArguments>({"-x"}), "lapidary test: unknown option -x");
-  EXPECT_EQ(message<TrainArguments>({"a.yaml"}),
-            "lapidary test: too many arguments; see lapidary test --help");
+  EXPECT_EQ(message<TrainArguments>({"a.yaml"}), "lapidary test: a configuration is given as -c a.yaml");
+  EXPECT_EQ(message<TrainArguments>({"now"}),
+            "lapidary test: more arguments than it takes; see lapidary test --help");
   EXPECT_EQ(message<TrainArguments>({"--dump-config=1"}),
             "lapidary test: option '--dump-config' does not take any arguments");
   EXPECT_EQ(message<TrainArguments>({"-c"}),
@@ -140,7 +141,7 @@ TEST(Arguments, WhatIsWrongIsNamed) {
   EXPECT_EQ(message<DataShowArguments>({"out", "--row=-1"}),
             "lapidary test: --row: -1 is out of range, expected from 0 to 1099511627776");
   EXPECT_EQ(message<DataShowArguments>({"out", "more", "--row", "1"}),
-            "lapidary test: too many arguments; see lapidary test --help");
+            "lapidary test: more arguments than it takes; see lapidary test --help");
   EXPECT_EQ(message<PlanArguments>({"--ranks", "1,,2"}),
             "lapidary test: --ranks: expected a count such as 2000, 10K, 1.5M or 2B, found \"\"");
   EXPECT_EQ(message<PlanArguments>({"--ranks", "0"}),
@@ -253,6 +254,8 @@ TEST_F(Dispatch, WhatIsThrownBecomesAnExitCode) {
   EXPECT_EQ(code([]() -> int { return 75; }), 75);
   EXPECT_EQ(code([]() -> int { throw Error("rank 3 is gone", ExitCode::peer_lost); }), 76);
   EXPECT_EQ(errors_.str(), "lapidary: rank 3 is gone\n");
+  EXPECT_EQ(code([]() -> int { throw Error("lapidary train: --set is missing"); }), 1);
+  EXPECT_EQ(errors_.str(), "lapidary train: --set is missing\n");
   EXPECT_EQ(code([]() -> int { throw Error("NaN", ExitCode::numeric); }), 77);
   EXPECT_EQ(code([]() -> int { throw std::bad_alloc(); }), 1);
   EXPECT_EQ(errors_.str(), "lapidary: the host's memory is exhausted\n");

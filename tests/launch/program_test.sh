@@ -47,7 +47,7 @@ expect 0 'lr: 0.00015' "$program" config check --dump-config -c run.yaml
 expect 1 'lapidary: typo.yaml:10:3: optimizer.learning_rte: unknown key; did you mean optimizer.lr?' \
   "$program" config check -c typo.yaml
 expect 1 'lapidary: cannot open none.yaml: No such file or directory' "$program" config check -c none.yaml
-expect 1 'lapidary: lapidary config check: unknown option --sett; did you mean --set?' "$program" config check --sett a=1
+expect 1 'lapidary config check: unknown option --sett; did you mean --set?' "$program" config check --sett a=1
 
 for config in "$root"/configs/*.yaml; do
   expect 0 "$config: correct" env MODEL=/models "$program" config check -c "$config"
@@ -61,7 +61,10 @@ EOF
 expect 1 'gsm8k.jsonl:1: expected exactly one of' "$program" data build --input gsm8k.jsonl --output g --tokenizer bytes
 rm -rf g.building
 expect 0 'train: 2 documents' "$program" data build --form gsm8k --input gsm8k.jsonl --output g --tokenizer bytes
-expect 0 '«12 + 3 = 15' "$program" data show g/train --row 0 --sequence-length 512 --tokenizer bytes
+expect 0 '«12 + 3 = 15' "$program" data show g/train --row 0 --sequence-length 512
+expect 1 'g: holds no manifest.json: not a data set, or one whose build did not finish; g/train is one' "$program" data inspect g
+expect 1 'lapidary: cannot create folder /proc/x.building: No such file or directory' \
+  "$program" data build --form gsm8k --input gsm8k.jsonl --output /proc/x --tokenizer bytes
 expect 0 'million/s' "$program" bench data g/train --sequence-length 512 --seconds 0.05
 expect 0 'image and' "$program" bench data --size 10MB --seconds 0.05 --keep made
 expect 0 'manifest.json' ls made/sounds

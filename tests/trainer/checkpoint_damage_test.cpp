@@ -133,9 +133,17 @@ TEST_F(CheckpointDamage, InspectAndVerify) {
   inspect_checkpoint(newest_, true, inspected);
   const std::string text = inspected.str();
   for (const char* part :
-       {"step     2\n", "1 rank\n", "metric   1.5", "exp_avg_sq   f32          5              704",
+       {"step     2, held-out loss 1.5000\n", "1 rank\n", "exp_avg_sq   f32          5              704",
         "\"position\"", "weight       [7, 2, 5]", "model.vision_embedder.pos_embedding"})
     EXPECT_TRUE(contains(text, part)) << part << " in:\n" << text;
+  std::ostringstream short_text, list;
+  inspect_checkpoint(newest_, false, short_text);
+  EXPECT_TRUE(text.starts_with(short_text.str()) && !contains(short_text.str(), "pos_embedding"));
+  fs::resize_file(folder_.path() + "/step-00000001/index.h5", 10);
+  list_checkpoints(folder_.path(), list);
+  EXPECT_TRUE(contains(list.str(), "step-00000002 ") && contains(list.str(), "iB  held-out loss 1.5000\n") &&
+              contains(list.str(), "step-00000001  damaged: ") && contains(list.str(), "10 bytes, expected"))
+      << list.str();
   EXPECT_TRUE(verify_checkpoint(newest_, verified));
   EXPECT_TRUE(contains(verified.str(), "index.h5: sound") && contains(verified.str(), "step 2 is sound"));
   std::ofstream(newest_ + "/notes.txt") << "mine";

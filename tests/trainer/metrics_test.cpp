@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "kernels/error.h"
+#include "kernels/number_text.h"
 #include "trainer/evaluate.h"
 #include "trainer/metrics_history.h"
 
