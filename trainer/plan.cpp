@@ -7,6 +7,23 @@
 
 namespace lapidary {
 
+namespace {
+
+/// Every weight once, and for those that are trained what the optimizer keeps of each.
+std::size_t checkpoint_bytes(const ParameterTable& table, Instance& instance) {
+  std::size_t state = 0;
+  if (instance.has_optimizer()) {
+    const Optimizer::State& s = instance.optimizer().states().front();
+    for (const Tensor& tensor : {s.master, s.remainder, s.m, s.v})
+      if (tensor) state += size_of(tensor.dtype());
+  }
+  return static_cast<std::size_t>(table.stored_elements()) *
+             size_of(instance.shards().front()->weight.dtype()) +
+         static_cast<std::size_t>(table.trainable_elements()) * state;
+}
+
+}  // namespace
+
 MemoryPlan make_plan(const RunSetup& setup, Device device) {
   Backend& backend = plan_backend(device);
   MemoryPlan plan;
@@ -26,6 +43,7 @@ MemoryPlan make_plan(const RunSetup& setup, Device device) {
   // What is left of the state arena is the optimizer's, alignment and the few scalars of a step included.
   plan.optimizer = plan.sizes.state - plan.weights - plan.gradients;
   plan.offloaded = plan.sizes.host;
+  plan.checkpoint = checkpoint_bytes(setup.table, instance);
   plan.loss_chunk = setup.options.model.loss.scratch_bytes;
   return plan;
 }

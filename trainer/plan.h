@@ -16,9 +16,10 @@ struct MemoryPlan {
   std::size_t activations = 0, workspace = 0;
   std::size_t loss_chunk = 0;  ///< of the workspace: what the loss head was given (loss.scratch bounds it)
   std::size_t total() const { return weights + gradients + optimizer + gathered + activations + workspace; }
-  std::size_t offloaded = 0;  ///< host memory of an optimizer that is offloaded, beside the arenas
-  std::size_t staging = 0;    ///< host memory of communication, beside the arenas
-  MemorySizes sizes;          ///< the arenas' capacities for an Instance
+  std::size_t offloaded = 0;   ///< host memory of an optimizer that is offloaded, beside the arenas
+  std::size_t staging = 0;     ///< host memory of communication, beside the arenas
+  std::size_t checkpoint = 0;  ///< bytes on disk of one checkpoint's tensors, all ranks together
+  MemorySizes sizes;           ///< the arenas' capacities for an Instance
 };
 
 /// Runs the model on a device that only counts.

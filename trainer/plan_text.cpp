@@ -6,6 +6,7 @@
 
 #include "kernels/check.h"
 #include "kernels/number_text.h"
+#include "trainer/console.h"
 #include "trainer/flops.h"
 #include "trainer/forecast.h"
 #include "trainer/plan.h"
@@ -100,6 +101,7 @@ class PlanTable {
     line("peak", [](const Column& c) { return format_bytes(c.plan.total()); });
     bytes("optimizer state, host memory", &MemoryPlan::offloaded);
     bytes("communication, host memory", &MemoryPlan::staging);
+    bytes("a checkpoint on disk, all ranks", &MemoryPlan::checkpoint);
   }
 
   void print_room() {
@@ -127,6 +129,10 @@ class PlanTable {
             [](const StepForecast& f) { return fmt::format("{:.1f}", f.seconds * 1e3); });
     of_step("forecast: waiting for ranks, ms",
             [](const StepForecast& f) { return fmt::format("{:.1f}", f.waiting * 1e3); });
+    of_step(fmt::format("forecast: {} steps", with_thousands(config_.train.steps)).c_str(),
+            [&](const StepForecast& f) {
+              return format_duration(f.seconds * static_cast<double>(config_.train.steps));
+            });
     of_step("forecast: tokens/s a rank",
             [](const StepForecast& f) { return fmt::format("{:.0f}", f.tokens / f.seconds); });
     const auto peak = peak_flops(rates_.front().device, config_.run.precision);

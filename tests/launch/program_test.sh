@@ -116,6 +116,8 @@ done
 
 # A plan with a forecast from what was just measured on this CPU, and from the cards' own rates.
 figures 2 '^forecast: ms a step' "$program" plan -c tiny.yaml --ranks 1,2 --rates rates --card CPU
+expect 0 'forecast: 1 steps' "$program" plan -c tiny.yaml --ranks 1,2 --rates rates --card CPU
+expect 0 'a checkpoint on disk, all ranks' "$program" plan -c tiny.yaml
 expect 0 'rows of 256 that fit' "$program" plan -c tiny.yaml --ranks 1 --memory 1GiB
 figures 3 '^forecast: ms a step' "$program" plan -c tiny.yaml --ranks 1,2,8 --card H200 --set run.precision=bf16
 expect 0 'more than a node' "$program" plan -c tiny.yaml --ranks 1,16 --card H200 --set run.precision=bf16

@@ -177,6 +177,32 @@ TEST(Rates, ADeviceIsNamedByWhatEqualOnesShare) {
   EXPECT_EQ(device_name("CPU, 2 hardware threads, 23.5 GiB memory"), "CPU, 2 hardware threads");
 }
 
+TEST(Plan, ACheckpointHoldsEveryWeightAndItsStateOnce) {
+  const auto planned = [](const RunConfig& config, int ranks) {
+    return make_plan(make_run_setup(config, ranks, 0, ranks, true), Device::cpu).checkpoint;
+  };
+  RunConfig c = config();
+  const ParameterTable table = make_run_setup(c, 1, 0, 1, true).table;
+  const auto stored = static_cast<std::size_t>(table.stored_elements());
+  const auto trained = static_cast<std::size_t>(table.trainable_elements());
+  const std::pair<OptimizerState, std::size_t> layouts[] = {{OptimizerState::float32, 12},
+                                                            {OptimizerState::split, 6},
+                                                            {OptimizerState::bf16, 4},
+                                                            {OptimizerState::float8, 2}};
+  c.run.precision = Precision::bf16;
+  for (const auto& [layout, state] : layouts) {
+    c.optimizer.state = layout;
+    for (const bool offload : {false, true}) {
+      c.optimizer.offload = offload;
+      EXPECT_EQ(planned(c, 1), 2 * stored + state * trained);
+      EXPECT_EQ(planned(c, 3), 2 * stored + state * trained);
+    }
+  }
+  c = config();
+  c.run.precision = Precision::float32;
+  EXPECT_EQ(planned(c, 2), 4 * stored + 8 * trained);
+}
+
 TEST(Plan, RoomIsTheMostThatFits) {
   RunConfig c = config();
   const auto total = [](const RunConfig& config) {
