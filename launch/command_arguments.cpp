@@ -214,6 +214,8 @@ void describe(ConfigShowArguments& a, CommandSyntax& syntax) {
 
 void describe(ConfigCheckArguments& a, CommandSyntax& syntax) {
   describe_config(a.config, syntax);
+  syntax.flag("files", a.files,
+              "also open the model, the weights and the data that it names, as a run would");
   syntax.epilogue("Configuration keys [default]:\n\n" + config_help());
 }
 

@@ -222,6 +222,7 @@ struct ConfigShowArguments {
 int run_config_show(const ConfigShowArguments& arguments);
 struct ConfigCheckArguments {
   ConfigArguments config;
+  bool files = false;  ///< also open what it names
 };
 int run_config_check(const ConfigCheckArguments& arguments);
 /// lapidary config reference: the text of docs/configuration.md

@@ -5,6 +5,7 @@
 
 #include "launch/commands.h"
 #include "trainer/config_text.h"
+#include "trainer/named_files.h"
 
 namespace lapidary {
 
@@ -15,7 +16,9 @@ int run_config_show(const ConfigShowArguments& arguments) {
 }
 
 int run_config_check(const ConfigCheckArguments& arguments) {
-  load_config(arguments.config.sources);
+  const RunConfig config = load_config(arguments.config.sources);
+  if (arguments.files)
+    for (const std::string& line : open_named_files(config)) std::cout << line << '\n';
   std::cout << fmt::format("{}: correct\n",
                            arguments.config.sources.files.empty()
                                ? "configuration"

@@ -35,7 +35,7 @@ void initialize_weights(Stream& stream, const ModelConfig& config, const Paramet
 
 std::vector<const StoredTensor*> match_tensors(const ParameterTable& table, const Safetensors& files) {
   std::vector<const StoredTensor*> out;
-  std::string problems;
+  std::vector<std::string> problems;
   const auto shape_text = [](const std::vector<std::int64_t>& shape) {
     return fmt::format("[{}]", fmt::join(shape, ", "));
   };
@@ -45,26 +45,26 @@ std::vector<const StoredTensor*> match_tensors(const ParameterTable& table, cons
     if (!found) found = files.find(in_memory_name(spec.name));
     out.push_back(found);
     if (!found) {
-      problems += fmt::format("\n  {}: missing", spec.name);
+      problems.push_back(spec.name + ": missing");
       continue;
     }
     expected[found->name] = true;
     if (found->shape != spec.shape) {
-      problems += fmt::format("\n  {}: shape {}, expected {}", found->name, shape_text(found->shape),
-                              shape_text(spec.shape));
+      problems.push_back(fmt::format("{}: shape {}, expected {}", found->name, shape_text(found->shape),
+                                     shape_text(spec.shape)));
     }
     if (!is_float(found->type)) {
-      problems +=
-          fmt::format("\n  {}: type {}, expected BF16, F16, F32 or F64", found->name, name_of(found->type));
+      problems.push_back(
+          fmt::format("{}: type {}, expected BF16, F16, F32 or F64", found->name, name_of(found->type)));
     }
   }
   for (const StoredTensor& tensor : files.tensors()) {
     // Transformers' in-memory state lists the tied head a second time; its values are the table's.
     if (!expected.contains(tensor.name) && tensor.name != "lm_head.weight") {
-      problems += fmt::format("\n  {}: unknown, the model has no such tensor", tensor.name);
+      problems.push_back(tensor.name + ": unknown, the model has no such tensor");
     }
   }
-  require(problems.empty(), "{}: the tensors do not fit the model:{}", files.path(), problems);
+  require_none(std::move(problems), files.path() + ": the tensors do not fit the model");
   return out;
 }
 

@@ -18,7 +18,8 @@ void initialize_weights(Stream& stream, const ModelConfig& config, const Paramet
                         const std::vector<ParameterShard*>& shards, std::uint64_t seed);
 
 /// The stored tensor of every parameter of the table, found by its on-disk or its in-memory name. Error that
-/// lists every missing, unknown, misshapen and mistyped (not BF16, F16, F32 or F64) tensor.
+/// lists missing, unknown, misshapen and mistyped (not BF16, F16, F32 or F64) tensors, the first twenty of
+/// them.
 std::vector<const StoredTensor*> match_tensors(const ParameterTable& table, const Safetensors& files);
 
 /// Reads each slice's elements from the model folder (or file) at `path`. On-disk and in-memory names are

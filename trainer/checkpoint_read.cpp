@@ -91,17 +91,6 @@ void fill(CheckpointReader& reader, const Order& order, const CheckpointReadOpti
   }
 }
 
-void fail_with_list(const std::string& path, std::vector<std::string> problems) {
-  constexpr std::size_t kShown = 20;
-  if (problems.empty()) return;
-  const std::size_t count = problems.size();
-  if (count > kShown) {
-    problems.resize(kShown);
-    problems.push_back(fmt::format("and {} more", count - kShown));
-  }
-  fail("{}: does not fit this run:\n  {}", path, fmt::join(problems, "\n  "));
-}
-
 /// The commonest mistake gets one clear line instead of a list of hundreds.
 void refuse_without_moments(const CheckpointReader& reader, const std::vector<CheckpointTensor>& tensors) {
   const auto is_moment = [](const std::string& part) { return part == "exp_avg" || part == "exp_avg_sq"; };
@@ -127,7 +116,7 @@ void refuse_superfluous(const Checkpoint& checkpoint, std::vector<std::int64_t> 
     if (asked[i] == 0 && part_asked[tensors[i].part])
       problems.push_back(
           fmt::format("{} ({}): the run has no such tensor", tensors[i].name, tensors[i].part));
-  fail_with_list(checkpoint.path, std::move(problems));
+  require_none(std::move(problems), checkpoint.path + ": does not fit this run");
 }
 
 /// What each tensor is made of; Error where something does not fit. Collective.
@@ -151,7 +140,7 @@ std::vector<Order> make_orders(const CheckpointReader& reader, const std::vector
       else
         problems.push_back(fmt::format("{} ({}): {}", wanted.name, wanted.part, problem));
     }
-    fail_with_list(checkpoint.path, std::move(problems));
+    require_none(std::move(problems), checkpoint.path + ": does not fit this run");
   });
   refuse_superfluous(checkpoint, std::move(asked), group);
   // In the order of the files, so that the disk reads forward.

@@ -60,7 +60,8 @@ This page is made from the option table by `build/lapidary config reference`; a 
 A run is described by YAML: sections, and keys below them. Several files may be given (`-c base.yaml -c site.yaml`);
 where two give the same key the later wins. `--set optimizer.lr=2e-5` comes last; its value is YAML too
 (`--set 'data.train=[shards/a, shards/b]'`). Paths are relative to the working directory.
-`build/lapidary config check` reports everything that is wrong at once, each with file, line, column and key;
+`build/lapidary config check` reports everything that is wrong at once, each with file, line, column and key, and with
+`--files` also what the model, the weights and the data that it names have against it, before a job waits in a queue for it;
 `build/lapidary config show` prints what files and options resolve to. The run's folder and each checkpoint hold that
 text.
 

@@ -40,6 +40,21 @@ RunProgress from_state(const Json& state, const std::string& where) {
   return out;
 }
 
+/// Tensors of a checkpoint in the order in which they were first asked for.
+class TensorList {
+ public:
+  CheckpointTensor& entry(const ParameterSpec& spec, const std::string& part, DType type) {
+    const auto [it, is_new] = index_.try_emplace({spec.name, part}, tensors_.size());
+    if (is_new) tensors_.push_back({spec.name, part, type, spec.shape, {}});
+    return tensors_[it->second];
+  }
+  std::vector<CheckpointTensor> tensors() && { return std::move(tensors_); }
+
+ private:
+  std::vector<CheckpointTensor> tensors_;
+  std::map<std::pair<std::string, std::string>, std::size_t> index_;
+};
+
 }  // namespace
 
 RunCheckpoints::RunCheckpoints(std::string directory, const RunConfig::Checkpoint& options,
@@ -63,53 +78,47 @@ void RunCheckpoints::prepare_folder() {
   });
 }
 
-std::vector<CheckpointTensor> RunCheckpoints::tensors(What what, bool saving) const {
-  std::vector<CheckpointTensor> out;
-  std::map<std::pair<std::string, std::string>, std::size_t> index;
-  const ParameterTable& table = instance_->table();
-  const std::vector<ParameterShard*>& shards = instance_->shards();
-  // Every rank brings the same list of tensors; what it does not hold has no slices.
-  const auto entry = [&](const ParameterSpec& spec, const char* part, DType type) -> CheckpointTensor& {
-    const auto [it, is_new] = index.try_emplace({spec.name, part}, out.size());
-    if (is_new) out.push_back({spec.name, part, type, spec.shape, {}});
-    return out[it->second];
-  };
-  for (std::size_t s = 0; s < shards.size(); ++s) {
-    const ParameterShard& shard = *shards[s];
-    const bool is_table = s + 1 == shards.size();
-    // Where several ranks hold the same piece, the first of them saves it.
-    const bool writes = !saving || (is_table ? mesh_->table_replicas->rank() : mesh_->replicas->rank()) == 0;
-    std::vector<std::pair<const char*, Tensor>> parts;
-    parts.emplace_back("weight", shard.weight);
-    if (instance_->has_optimizer()) {
-      const Optimizer::State& state = instance_->optimizer().states()[s];
-      parts.emplace_back("master", state.master);
-      parts.emplace_back("remainder", state.remainder);
-      if (what == What::all) {
-        parts.emplace_back("exp_avg", state.m);
-        parts.emplace_back("exp_avg_sq", state.v);
-      }
-    }
-    for (const auto& [part, tensor] : parts) {
-      if (!tensor) continue;
-      auto* const data = static_cast<std::byte*>(tensor.data());
-      const auto add = [&](int parameter, std::int64_t begin, std::int64_t count, std::int64_t offset) {
-        const ParameterSpec& spec = table.specs[static_cast<std::size_t>(parameter)];
-        if (!spec.trainable && std::string_view(part) != "weight") return;
-        CheckpointTensor& t = entry(spec, part, tensor.dtype());
-        if (writes && count > 0)
-          t.slices.push_back(
-              {begin, count, data + static_cast<std::size_t>(offset) * size_of(tensor.dtype())});
-      };
-      for (const ParameterSpec& spec : table.specs) {  // the entries first, in one order on all ranks
-        const int unit_of_shard = is_table ? -1 : static_cast<int>(s);
-        if (spec.unit == unit_of_shard) add(static_cast<int>(&spec - table.specs.data()), 0, 0, 0);
-      }
-      for (const ShardSlice& slice : shard.slices)
-        add(slice.parameter, slice.parameter_begin, slice.count, slice.offset);
+std::vector<RunCheckpoints::Part> RunCheckpoints::parts_of(std::size_t shard, What what) const {
+  std::vector<Part> parts{{"weight", instance_->shards()[shard]->weight}};
+  if (instance_->has_optimizer()) {
+    const Optimizer::State& state = instance_->optimizer().states()[shard];
+    parts.push_back({"master", state.master});
+    parts.push_back({"remainder", state.remainder});
+    if (what == What::all) {
+      parts.push_back({"exp_avg", state.m});
+      parts.push_back({"exp_avg_sq", state.v});
     }
   }
-  return out;
+  std::erase_if(parts, [](const Part& part) { return !part.tensor; });
+  return parts;
+}
+
+std::vector<CheckpointTensor> RunCheckpoints::tensors(What what, bool saving) const {
+  TensorList list;
+  const ParameterTable& table = instance_->table();
+  const std::vector<ParameterShard*>& shards = instance_->shards();
+  for (std::size_t s = 0; s < shards.size(); ++s) {
+    const bool is_table = s + 1 == shards.size();
+    const int unit = is_table ? -1 : static_cast<int>(s);
+    // Where several ranks hold the same piece, the first of them saves it.
+    const bool writes = !saving || (is_table ? mesh_->table_replicas->rank() : mesh_->replicas->rank()) == 0;
+    for (const Part& part : parts_of(s, what)) {
+      const DType type = part.tensor.dtype();
+      const auto has = [&](const ParameterSpec& spec) { return spec.trainable || part.name == "weight"; };
+      // Every rank brings the same list of tensors; what it does not hold has no slices.
+      for (const ParameterSpec& spec : table.specs)
+        if (spec.unit == unit && has(spec)) list.entry(spec, part.name, type);
+      if (!writes) continue;
+      for (const ShardSlice& slice : shards[s]->slices) {
+        const ParameterSpec& spec = table.specs[static_cast<std::size_t>(slice.parameter)];
+        if (slice.count == 0 || !has(spec)) continue;
+        auto* const data = static_cast<std::byte*>(part.tensor.data()) +
+                           static_cast<std::size_t>(slice.offset) * size_of(type);
+        list.entry(spec, part.name, type).slices.push_back({slice.parameter_begin, slice.count, data});
+      }
+    }
+  }
+  return std::move(list).tensors();
 }
 
 void RunCheckpoints::prepare_saving(int ranks_per_node, const std::string& config_yaml, const Json& model) {

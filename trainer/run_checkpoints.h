@@ -66,6 +66,12 @@ class RunCheckpoints {
 
  private:
   enum class What { all, weights };
+  struct Part {
+    std::string name;  ///< as CheckpointTensor::part
+    Tensor tensor;     ///< beside the shard's weight, element for element
+  };
+  /// What this rank keeps of a shard (units, then the table).
+  std::vector<Part> parts_of(std::size_t shard, What what) const;
   std::vector<CheckpointTensor> tensors(What what, bool saving) const;
   CheckpointReadOptions read_options() const;
   void refuse_newer_than(std::int64_t step);

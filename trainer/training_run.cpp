@@ -25,6 +25,27 @@ TokenLayout token_layout(const ModelConfig& c) {
   return out;
 }
 
+LoaderOptions loader_options(const RunConfig& config, const ModelConfig& model,
+                             const std::vector<ConfiguredSource>& sources, bool one_pass, int rank,
+                             int ranks) {
+  LoaderOptions out;
+  for (const ConfiguredSource& s : sources) out.sources.push_back({s.path.resolve(), s.weight});
+  out.layout = token_layout(model);
+  out.sequence_length = config.data.sequence_length;
+  out.rows_per_step = config.train.rows_per_step;
+  out.rows_per_micro = config.train.rows_per_rank;
+  out.seed = static_cast<std::uint64_t>(config.run.seed);
+  out.shuffle = !one_pass;
+  out.one_pass = one_pass;
+  out.skip_too_long = config.data.overlong == Overlong::skip;
+  out.window = static_cast<std::int32_t>(model.window);
+  out.image_attention = config.model.image_attention;
+  out.rank = rank;
+  out.ranks = ranks;
+  out.read_ahead_bytes = config.data.read_ahead;
+  return out;
+}
+
 TrainingRun::TrainingRun(const RunConfig& config, HostGroup& world, const NodePlace& place, bool training)
     : config_(&config),
       world_(&world),
@@ -39,7 +60,7 @@ TrainingRun::TrainingRun(const RunConfig& config, HostGroup& world, const NodePl
   check_fits(plan_, backend_->memory().free / sharers, device_);
   check_fits_host(plan_, cpu_backend().memory().free / static_cast<std::size_t>(place.ranks_per_node));
   world.all_or_error("opening the training data", [&] {
-    if (training) data_ = std::make_unique<Loader>(loader_options(config.data.train, false));
+    if (training) data_ = open_data(config.data.train, false);
   });
   instance_ =
       std::make_unique<Instance>(setup_.model, setup_.table, setup_.options, mesh_, *backend_, plan_.sizes);
@@ -48,23 +69,10 @@ TrainingRun::TrainingRun(const RunConfig& config, HostGroup& world, const NodePl
   if (training) checkpoints_->prepare_folder();
 }
 
-LoaderOptions TrainingRun::loader_options(const std::vector<ConfiguredSource>& sources, bool one_pass) const {
-  LoaderOptions out;
-  for (const ConfiguredSource& s : sources) out.sources.push_back({s.path.resolve(), s.weight});
-  out.layout = token_layout(setup_.model);
-  out.sequence_length = config_->data.sequence_length;
-  out.rows_per_step = config_->train.rows_per_step;
-  out.rows_per_micro = config_->train.rows_per_rank;
-  out.seed = static_cast<std::uint64_t>(config_->run.seed);
-  out.shuffle = !one_pass;
-  out.one_pass = one_pass;
-  out.skip_too_long = config_->data.overlong == Overlong::skip;
-  out.window = static_cast<std::int32_t>(setup_.model.window);
-  out.image_attention = config_->model.image_attention;
-  out.rank = world_->rank();
-  out.ranks = world_->size();
-  out.read_ahead_bytes = config_->data.read_ahead;
-  return out;
+std::unique_ptr<Loader> TrainingRun::open_data(const std::vector<ConfiguredSource>& sources,
+                                               bool one_pass) const {
+  return std::make_unique<Loader>(
+      loader_options(*config_, setup_.model, sources, one_pass, world_->rank(), world_->size()));
 }
 
 void TrainingRun::start_weights(std::ostream& notes) {
@@ -98,9 +106,8 @@ void TrainingRun::prepare_saving(const std::string& config_yaml) {
 
 EvaluationResult TrainingRun::validate() {
   std::unique_ptr<Loader> loader;
-  world_->all_or_error("opening the validation data", [&] {
-    loader = std::make_unique<Loader>(loader_options(config_->data.validation, true));
-  });
+  world_->all_or_error("opening the validation data",
+                       [&] { loader = open_data(config_->data.validation, true); });
   return evaluate(*instance_, *loader, config_->validation.rows, *world_);
 }
 

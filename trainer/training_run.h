@@ -18,6 +18,11 @@ namespace lapidary {
 /// The token ids that data must have been built with for this model.
 TokenLayout token_layout(const ModelConfig& config);
 
+/// How a rank reads these sources. one_pass: once, in their order, as a validation does.
+LoaderOptions loader_options(const RunConfig& config, const ModelConfig& model,
+                             const std::vector<ConfiguredSource>& sources, bool one_pass, int rank = 0,
+                             int ranks = 1);
+
 class TrainingRun {
  public:
   /// Refuses what cannot work (configuration, memory, data) before anything is computed.
@@ -42,7 +47,7 @@ class TrainingRun {
   EvaluationResult validate();
 
  private:
-  LoaderOptions loader_options(const std::vector<ConfiguredSource>& sources, bool one_pass) const;
+  std::unique_ptr<Loader> open_data(const std::vector<ConfiguredSource>& sources, bool one_pass) const;
 
   const RunConfig* config_;
   HostGroup* world_;

@@ -72,7 +72,8 @@ class SampleMaker {
     add_marker(document, layout_.begin_image);
     DocumentImage image{static_cast<std::int32_t>(document.tokens.size()), columns, rows, {}};
     for (int p = 0; p < columns * rows; ++p) add_marker(document, video ? layout_.video : layout_.image);
-    image.patches.resize(static_cast<std::size_t>(columns * rows * layout_.patch_width));
+    image.patches.resize(static_cast<std::size_t>(columns) *
+                         static_cast<std::size_t>(rows * layout_.patch_width));
     for (std::uint8_t& value : image.patches) value = static_cast<std::uint8_t>(random_());
     document.images.push_back(image);
     add_marker(document, layout_.end_image);
@@ -81,7 +82,7 @@ class SampleMaker {
     add_marker(document, layout_.begin_audio);
     DocumentSound sound{static_cast<std::int32_t>(document.tokens.size()), frames, {}};
     for (int f = 0; f < frames; ++f) add_marker(document, layout_.audio);
-    sound.samples.resize(static_cast<std::size_t>(frames * layout_.frame_width));
+    sound.samples.resize(static_cast<std::size_t>(frames) * static_cast<std::size_t>(layout_.frame_width));
     for (std::int16_t& value : sound.samples) value = static_cast<std::int16_t>(random_());
     document.sounds.push_back(sound);
     add_marker(document, layout_.end_audio);

@@ -130,6 +130,23 @@ for locale in tr_TR.UTF-8 nowhere C; do
   expect 1 'did you mean optimizer.lr?' env LC_ALL="$locale" "$program" config check -c typo.yaml
 done
 
+# What a configuration names is opened as a run would open it, and everything that is not there is said at once.
+cat >named.yaml <<EOF
+run: {directory: out, precision: float32}
+model: {config: $root/configs/models/quickstart.json}
+data: {train: g/train, sequence_length: 512}
+train: {steps: 1}
+EOF
+expect 0 'data.train: 2 documents, ' "$program" config check --files -c named.yaml
+expect 0 'named.yaml: correct' "$program" config check --files -c named.yaml
+named=("$program" config check --files -c named.yaml --set model.weights=nothing --set data.train=g)
+expect 1 'lapidary: 2 errors in what the configuration names:' "${named[@]}"
+expect 1 '  model.weights: cannot open nothing: No such file or directory' "${named[@]}"
+expect 1 '  data.train: g: holds no manifest.json' "${named[@]}"
+expect 1 'model.config: cannot open ' "$program" config check --files -c named.yaml --set model.config=none.json
+expect 1 "vocabulary 288, the model's configuration has vocabulary" "$program" config check --files -c named.yaml \
+  --set model.config="$root/configs/models/gemma4-12b.json"
+
 # What is shown reads back to itself.
 "$program" config show -c run.yaml >shown.yaml
 "$program" config show -c shown.yaml | cmp - shown.yaml || failures=$((failures + 1))
