@@ -127,8 +127,8 @@ void list_checkpoints(const std::string& directory, std::ostream& out) {
 
 void inspect_checkpoint(const std::string& path, bool details, std::ostream& out) {
   const Manifest manifest = read_manifest(path);
-  fmt::print(out, "{}\nstep     {}{}\nwritten  by {}, {} rank{}\n", path, manifest.step,
-             held_out(manifest, ", "), manifest.program, manifest.ranks, manifest.ranks == 1 ? "" : "s");
+  fmt::print(out, "{}\nstep     {}{}\nwritten  by {}, {}\n", path, manifest.step, held_out(manifest, ", "),
+             manifest.program, counted(manifest.ranks, "rank"));
   fmt::print(out, "files    {}, {}\n\n", manifest.files.size(), bytes_text(manifest.bytes()));
   std::map<std::string, PartTotal> parts;
   for (const Manifest::Tensor& tensor : manifest.tensors) {

@@ -48,11 +48,14 @@ std::vector<std::string> open_named_files(const RunConfig& config) {
   look("model.config", [&] {
     model = read_model_config(config.model.config.resolve());
     return fmt::format("{} parameters, {} layers",
-                       with_thousands(make_parameter_table(*model).trainable_elements()), model->layers.size());
+                       with_thousands(make_parameter_table(*model).trainable_elements()),
+                       model->layers.size());
   });
   if (model) {  // without its shape nothing can be said to fit
-    look("model.weights", [&] { return describe_weights(config.model.weights, make_parameter_table(*model)); });
-    look("data.train", [&] { return describe_data(loader_options(config, *model, config.data.train, false)); });
+    look("model.weights",
+         [&] { return describe_weights(config.model.weights, make_parameter_table(*model)); });
+    look("data.train",
+         [&] { return describe_data(loader_options(config, *model, config.data.train, false)); });
     if (!config.data.validation.empty())
       look("data.validation",
            [&] { return describe_data(loader_options(config, *model, config.data.validation, true)); });
@@ -60,9 +63,8 @@ std::vector<std::string> open_named_files(const RunConfig& config) {
   const ConfigPath& resume = config.checkpoint.resume;
   if (!resume.is("auto") && !resume.is("none") && !resume.is("weights-only"))
     look("checkpoint.resume", [&] { return describe_checkpoint(resume.resolve()); });
-  const std::size_t count = problems.size();
-  require_none(std::move(problems),
-               fmt::format("{} error{} in what the configuration names", count, count == 1 ? "" : "s"));
+  const auto count = static_cast<std::int64_t>(problems.size());
+  require_none(std::move(problems), counted(count, "error") + " in what the configuration names");
   return lines;
 }
 

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "kernels/check.h"
+#include "kernels/number_text.h"
 #include "model/weights.h"
 #include "trainer/instance.h"
 #include "trainer/parity_case.h"
@@ -285,8 +286,8 @@ bool run_parity(const ParityOptions& options, HostGroup& world, Mesh& mesh, Back
     passed = print_trajectory(trajectory, parity.train(trajectory), text) && passed;
   }
   if (world.rank() == 0) {
-    out << fmt::format("{}: {} ranks, {}\n{}{}\n", options.reference, world.size(), name_of(options.type),
-                       text.str(), passed ? "passed" : "FAILED");
+    out << fmt::format("{}: {}, {}\n{}{}\n", options.reference, counted(world.size(), "rank"),
+                       name_of(options.type), text.str(), passed ? "passed" : "FAILED");
   }
   return passed;
 }

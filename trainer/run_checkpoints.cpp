@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/file.h"
 #include "kernels/json.h"
+#include "kernels/number_text.h"
 #include "trainer/checkpoint_directory.h"
 
 namespace lapidary {
@@ -199,8 +200,8 @@ std::optional<ResumedRun> RunCheckpoints::resume(const ConfigPath& resume, std::
   if (!found) return std::nullopt;
   set_aside(*found, notes);
   if (world_->rank() == 0)
-    notes << fmt::format("Resuming from {} (step {}, written by {} rank{}){}\n", found->path,
-                         found->manifest.step, found->manifest.ranks, found->manifest.ranks == 1 ? "" : "s",
+    notes << fmt::format("Resuming from {} (step {}, written by {}){}\n", found->path, found->manifest.step,
+                         counted(found->manifest.ranks, "rank"),
                          weights_only ? ": weights only, the moments begin at zero" : "");
   instance_->weights_resumed();
   if (!newest) refuse_newer_than(found->manifest.step);

@@ -1,6 +1,7 @@
 #include "trainer/run_setup.h"
 
 #include "kernels/check.h"
+#include "kernels/number_text.h"
 #include "parallel/nccl_communicator.h"
 
 namespace lapidary {
@@ -58,6 +59,13 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
 }
 
 }  // namespace
+
+std::string describe(const RunSetup& setup, const Backend& backend) {
+  const MeshShape& mesh = setup.mesh;
+  return fmt::format("{} parameters, {} ({} x {}, vocabulary over {}), {} on {}",
+                     setup.table.trainable_elements(), counted(mesh.world, "rank"), mesh.replicate(),
+                     mesh.shard, mesh.vocabulary, name_of(setup.options.model.type), backend.description());
+}
 
 RunSetup make_run_setup(const RunConfig& config, int world, int rank, int ranks_per_node, bool training) {
   RunSetup out;

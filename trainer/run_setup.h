@@ -1,5 +1,7 @@
 // From a run's configuration to what the rooms below are built from.
 #pragma once
+#include <string>
+
 #include "model/config.h"
 #include "model/parameter_table.h"
 #include "parallel/mesh.h"
@@ -32,6 +34,9 @@ struct RunSetup {
   InstanceOptions options;
   MeshShape mesh;
 };
+
+/// A run's first line: "1662848 parameters, 2 ranks (1 x 2, vocabulary over 2), bf16 on CPU, ...".
+std::string describe(const RunSetup& setup, const Backend& backend);
 
 /// training: false for evaluation, which has no optimizer. Throws Error naming the configuration key.
 RunSetup make_run_setup(const RunConfig& config, int world, int rank, int ranks_per_node, bool training);

@@ -98,10 +98,7 @@ class StepBench {
 
   void print_setup() {
     if (!leads()) return;
-    out_ << fmt::format("{} parameters, {} ranks ({} x {}, vocabulary over {}), {} on {}\n",
-                        setup_.table.trainable_elements(), world_.size(), plan_.mesh.replicate(),
-                        plan_.mesh.shard, plan_.mesh.vocabulary, name_of(setup_.options.model.type),
-                        backend_.description());
+    out_ << describe(setup_, backend_) << '\n';
     if (mesh_.gather->copies()) out_ << "weights and gradients move by copy engines\n";
   }
 

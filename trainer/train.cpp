@@ -129,11 +129,7 @@ class Trainer {
 
   void print_start() {
     const MemoryPlan& plan = run_.plan();
-    console_ << fmt::format("{} parameters, {} rank{} ({} x {}, vocabulary over {}), {} on {}\n",
-                            run_.setup().table.trainable_elements(), run_.world().size(),
-                            run_.world().size() == 1 ? "" : "s", plan.mesh.replicate(), plan.mesh.shard,
-                            plan.mesh.vocabulary, name_of(run_.setup().options.model.type),
-                            run_.backend().description());
+    console_ << describe(run_.setup(), run_.backend()) << '\n';
     console_ << fmt::format(
         "Memory a rank: {} (weights {}, gradients {}, optimizer {}, gathered {}, activations {}, workspace "
         "{})\n",
@@ -157,9 +153,8 @@ class Trainer {
     console_ << fmt::format(
         "A step takes the time of {} rows for its {} (train.rows_per_step): a multiple of {} would waste "
         "none "
-        "({} rank{}, train.rows_per_rank {})\n",
-        computed, train.rows_per_step, at_once, run_.world().size(), run_.world().size() == 1 ? "" : "s",
-        train.rows_per_rank);
+        "({}, train.rows_per_rank {})\n",
+        computed, train.rows_per_step, at_once, counted(run_.world().size(), "rank"), train.rows_per_rank);
   }
 
   /// Forward, backward and update for one global batch; returns its mean loss.
