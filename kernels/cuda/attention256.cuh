@@ -293,10 +293,11 @@ class OutputInTurn {
   Output output_;
 };
 
-/// Stores zeros at a warpgroup's 64 rows from `token` on of a head of x [tokens, heads, 256].
-__device__ inline void store_zeros(Bf16* x, int token, int tokens, int head, int heads) {
+/// Stores zeros at 64 rows from `token` on of a head of x [tokens, heads, 256]: warp `warp` of `warps`.
+__device__ inline void store_zeros(Bf16* x, int token, int tokens, int head, int heads,
+                                   int warp = static_cast<int>(threadIdx.x) % 128 / 32, int warps = 4) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int row = token + static_cast<int>(threadIdx.x) % 128 / 32; row < min(token + kTile, tokens); row += 4)
+  for (int row = token + warp; row < min(token + kTile, tokens); row += warps)
     *reinterpret_cast<uint4*>(x + (static_cast<std::int64_t>(row) * heads + head) * kDim + lane * 8) =
         make_uint4(0, 0, 0, 0);
 }
@@ -344,12 +345,14 @@ struct QueryItem {
 /// The item that comes in place `place` of the order of work, and the keys that any of its queries sees.
 /// Arguments have `queries`, `lo` and `hi`.
 struct KeyBounds {
+  __device__ static int number(const Queries& q, int place) {
+    const int per_block = q.block_items();
+    return q.last.block(place / per_block, q.items / per_block) * per_block + place % per_block;
+  }
   template <class Arguments>
   __device__ static Work of(const Arguments& a, int place) {
     if (place >= a.queries.items) return {place, 0, 0};
-    const int per_block = a.queries.block_items();
-    const int block = a.queries.last.block(place / per_block, a.queries.items / per_block);
-    const int number = block * per_block + place % per_block;
+    const int number = KeyBounds::number(a.queries, place);
     const QueryItem item(a.queries, number);
     return {number, a.lo[item.token], a.hi[min(item.token + item.tokens, a.queries.tokens) - 1]};
   }
@@ -365,15 +368,19 @@ struct Rows {
   int lo[2], hi[2];
   int all_from, all_to;
   __device__ Rows(const Queries& q, const std::int32_t* lows, const std::int32_t* highs, int token,
-                  const Place& place) {
+                  const Place& place)
+      : Rows(q, lows, highs, token, place, lows[min(token + kTile, q.tokens) - 1],
+             highs[min(token, q.tokens - 1)]) {}
+  /// Where what every row sees is known.
+  __device__ Rows(const Queries& q, const std::int32_t* lows, const std::int32_t* highs, int token,
+                  const Place& place, int from, int to)
+      : all_from(from), all_to(to) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = token + place.row + 8 * r;
       lo[r] = row < q.tokens ? lows[row] : 0;
       hi[r] = row < q.tokens ? highs[row] : 0;
     }
-    all_from = lows[min(token + kTile, q.tokens) - 1];
-    all_to = highs[min(token, q.tokens - 1)];
   }
   __device__ bool whole(int key) const {
     return key >= all_from && key + kTile <= all_to;

@@ -1,12 +1,12 @@
 // Forward attention for heads of 256 components. An item is 64 tokens of two query heads that share a key
 // head (or 128 tokens of one head where the group is odd): each consumer warpgroup has 64 rows of queries,
-// both read the same tiles of 64 keys. A warpgroup starts the scores of tile j + 1 and the sum over the
-// values of tile j together, so that the softmax of j + 1 runs beside the products; and the first scores of
-// an item beside the last sum of the one before, whose results leave meanwhile.
+// both read the same tiles of 64 keys. A warpgroup starts the scores of a tile and the sum over the values of
+// the tile before together, so that the softmax runs beside the products, whether the two tiles belong to the
+// same item or not. An item's results leave when the scores of the next one's second tile have begun.
 #include <algorithm>
 #include <numeric>
 
-#include "kernels/cuda/attention256.cuh"
+#include "kernels/cuda/attention256_forward.cuh"
 
 namespace lapidary {
 
@@ -14,67 +14,11 @@ namespace attention256 {
 
 namespace {
 
-struct ForwardArguments {
-  CUtensorMap q, k, v, stored;
-  const std::int32_t *lo, *hi;
-  Bf16* out;  ///< as `stored`
-  float* lse;
-  int* counter;
-  Queries queries;
-};
-
-struct ForwardShared {
-  static constexpr int kStages = 2;
-  Tile q[2], k[kStages], v[kStages];
-  Tile results;
-  Barrier q_full[2], q_empty[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
-  Turns turns;
-  Queue queue;
-
-  __device__ void init() {
-    constexpr int kWarps = kConsumers / 32;
-    for (int i = 0; i < 2; ++i) {
-      hopper::barrier_init(at(&q_full[i]), 1);
-      hopper::barrier_init(at(&q_empty[i]), kWarps / 2);
-    }
-    for (int i = 0; i < kStages; ++i) {
-      hopper::barrier_init(at(&k_full[i]), 1);
-      hopper::barrier_init(at(&v_full[i]), 1);
-      hopper::barrier_init(at(&k_empty[i]), kWarps);
-      hopper::barrier_init(at(&v_empty[i]), kWarps);
-    }
-    turns.init();
-    queue.init();
-    hopper::fence_barrier_init();
-  }
-};
-
-__device__ void produce_forward(const ForwardArguments& a, ForwardShared& s) {
-  Feed<ForwardArguments, KeyBounds> feed(a, s.queue);
-  Ring<1> q;
-  Ring<ForwardShared::kStages> kv;
-  for (;;) {
-    const Work work = feed.take();
-    if (work.number >= a.queries.items) return;
-    const QueryItem item(a.queries, work.number);
-    for (int key = work.begin; key < work.end; key += kTile) {
-      hopper::wait(at(&s.k_empty[kv.stage]), kv.parity ^ 1);
-      hopper::arrive_expect(at(&s.k_full[kv.stage]), kTileBytes);
-      load_tile(s.k[kv.stage], a.k, key, item.kv, s.k_full[kv.stage]);
-      if (key == work.begin) {
-        for (int i = 0; i < 2; ++i) {
-          hopper::wait(at(&s.q_empty[i]), q.parity ^ 1);
-          hopper::arrive_expect(at(&s.q_full[i]), kTileBytes);
-          load_tile(s.q[i], a.q, item.token_of(i), item.head_of(i), s.q_full[i]);
-        }
-        q.next();
-      }
-      hopper::wait(at(&s.v_empty[kv.stage]), kv.parity ^ 1);
-      hopper::arrive_expect(at(&s.v_full[kv.stage]), kTileBytes);
-      load_tile(s.v[kv.stage], a.v, key, item.kv, s.v_full[kv.stage]);
-      kv.next();
-    }
-  }
+/// 1 / x of a number that is neither tiny nor huge; 0 of 0.
+__device__ inline float inverse(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return x == 0.0f ? 0.0f : fmaf(y, -fmaf(x, y, -1.0f), y);
 }
 
 /// Running softmax of the thread's two rows. The shift of a row is its largest score of some tile so far: it
@@ -143,64 +87,81 @@ __device__ inline void rescale(float (&out)[128], const float (&factor)[2]) {
   for (int i = 0; i < 128; ++i) out[i] *= factor[i / 2 % 2];
 }
 
+/// A warpgroup's part of an item.
+struct Part {
+  int begin, end;  ///< keys
+  int token, head;
+  int all_from, all_to;  ///< keys that all of its queries see
+  __device__ bool ended() const { return token < 0; }
+};
+
+/// A tile of an item: the one whose scores are started next, or whose probabilities are there.
+struct Position {
+  Part part;
+  int key;
+  Rows rows;
+  Softmax softmax;
+  __device__ bool last() const { return key + kTile >= part.end; }
+};
+
 /// What a consumer warpgroup keeps from item to item.
 struct ForwardConsumer {
   const ForwardArguments& a;
   ForwardShared& s;
   Place place;
   int warpgroup = warpgroup_index();
-  Ring<2> queue;
-  Ring<1> q;
+  Ring<ForwardItems::kDepth> items;
+  ForwardTurn queries, results;
   Ring<ForwardShared::kStages> k, v;
-  OutputInTurn output;
 
-  /// The next item that has keys, or the end.
-  __device__ __forceinline__ Work next_work() {
-    for (;;) {
-      const Work work = s.queue.pop(queue);
-      if (work.number >= a.queries.items || tiles_of(work) > 0) return work;
-      const QueryItem item(a.queries, work.number);
-      const int token = item.token_of(warpgroup), head = item.head_of(warpgroup);
-      store_zeros(a.out, token, a.queries.tokens, head, a.queries.heads);
-      const int row = token + static_cast<int>(threadIdx.x) % 128;
-      if (row < min(token + kTile, a.queries.tokens)) lse(head)[row] = -INFINITY;
-    }
+  /// The next item, or the end.
+  __device__ __forceinline__ Part take() {
+    hopper::wait(at(&s.items.full[items.stage]), items.parity);
+    const ForwardItem& item = s.items.item[items.stage];
+    const Part part = {item.begin,
+                       item.end,
+                       item.ended() ? -1 : item.token[warpgroup],
+                       item.head[warpgroup],
+                       item.all_from[warpgroup],
+                       item.all_to[warpgroup]};
+    hopper::arrive(at(&s.items.empty[items.stage]));
+    items.next();
+    return part;
   }
-
-  __device__ float* lse(int head) const { return a.lse + static_cast<std::int64_t>(head) * a.queries.tokens; }
-
-  __device__ __forceinline__ Rows rows_of(const Work& work) const {
-    return Rows(a.queries, a.lo, a.hi, QueryItem(a.queries, work.number).token_of(warpgroup), place);
+  __device__ __forceinline__ Rows rows_of(const Part& part) const {
+    return Rows(a.queries, a.lo, a.hi, part.token, place, part.all_from, part.all_to);
   }
 
   /// Starts the scores of the next tile of keys.
   __device__ __forceinline__ void start(float (&scores)[32]) {
+    hopper::wait(at(&s.q_full[warpgroup][queries.stage]), queries.parity);
     hopper::wait(at(&s.k_full[k.stage]), k.parity);
-    start_scores(scores, by_rows(s.q[warpgroup]), by_rows(s.k[k.stage]));
-  }
-  /// The same of the first tile of an item.
-  __device__ __forceinline__ void start_item(float (&scores)[32]) {
-    hopper::wait(at(&s.q_full[warpgroup]), q.parity);
-    q.next();
-    start(scores);
+    start_scores(scores, by_rows(s.q[query_tile(queries, warpgroup)]), by_rows(s.k[k.stage]));
   }
   /// Starts the sum over the values of the next tile.
-  __device__ __forceinline__ void start_values(float (&out)[128], const std::uint32_t (&p)[4][4]) {
+  __device__ __forceinline__ void start_values(float (&out)[128], const std::uint32_t (&p)[4][4], bool add) {
     hopper::wait(at(&s.v_full[v.stage]), v.parity);
-    start_sum(out, p, by_columns(s.v[v.stage]), true);
+    start_sum(out, p, by_columns(s.v[v.stage]), add);
   }
 
-  /// With the scores of tile `key` finished: makes them probabilities in place; as Softmax::step.
-  __device__ __forceinline__ bool take_scores(const Rows& rows, int key, bool last, Softmax& softmax,
-                                              float (&scores)[32], float (&factor)[2]) {
+  /// With an item's last scores finished: gives its queries' tile back, or to the results.
+  __device__ __forceinline__ void end_queries() {
+    if (warpgroup == 0) {
+      arrive_warp(s.q_empty[query_tile(queries, 0)]);
+    } else {
+      for (const Barrier& piece : s.room[0][queries.stage]) arrive_warp(piece);
+    }
+    queries.next();
+  }
+  /// With the scores of a tile finished: makes them probabilities in place; as Softmax::step.
+  __device__ __forceinline__ bool take_scores(Position& t, float (&scores)[32], float (&factor)[2]) {
     hopper::pin(scores);
     arrive_warp(s.k_empty[k.stage]);
     k.next();
-    if (last) arrive_warp(s.q_empty[warpgroup]);
-    mask_scores(scores, rows, key, place);
-    return softmax.step(scores, factor);
+    if (t.last()) end_queries();
+    mask_scores(scores, t.rows, t.key, place);
+    return t.softmax.step(scores, factor);
   }
-
   /// With a sum over values finished.
   __device__ __forceinline__ void end_values(float (&out)[128]) {
     hopper::pin(out);
@@ -208,73 +169,86 @@ struct ForwardConsumer {
     v.next();
   }
 
-  /// Walks an item's tiles behind the first, whose probabilities are in p; those of the last are there after.
-  __device__ __forceinline__ void walk(const Rows& rows, const Work& work, Softmax& softmax,
-                                       std::uint32_t (&p)[4][4], float (&scores)[32], float (&out)[128]) {
-    float factor[2];
-    const int tiles = tiles_of(work);
-    for (int j = 1; j < tiles; ++j) {
-      start(scores);
-      start_values(out, p);
-      hopper::wgmma_wait<1>();
-      const bool moved = take_scores(rows, work.begin + j * kTile, j + 1 == tiles, softmax, scores, factor);
-      hopper::wgmma_wait<0>();
-      end_values(out);
-      if (moved) rescale(out, factor);
-      pack(p, scores);
-    }
-  }
-
-  /// Stores an item's results.
-  __device__ __forceinline__ void store(const Work& work, Softmax& softmax, const float (&out)[128]) {
-    const QueryItem item(a.queries, work.number);
-    const int token = item.token_of(warpgroup), head = item.head_of(warpgroup);
+  /// With the probabilities of an item summed up: stores the logs of the sums; `scale` becomes what the
+  /// results are to be multiplied by. No branches: the warpgroup's products wait meanwhile.
+  __device__ __forceinline__ void finish(const Part& part, Softmax& softmax, float (&scale)[2]) {
     softmax.finish();
-    float factor[2];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) factor[r] = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
-    output.store(s.results, s.turns, warpgroup, a.stored, token, head, out, factor);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = token + place.row + 8 * r;
-      if (place.column == 0 && row < a.queries.tokens) lse(head)[row] = softmax.top[r] + logf(softmax.sum[r]);
-    }
+    for (int r = 0; r < 2; ++r) scale[r] = inverse(softmax.sum[r]);
+    const int r = place.column / 2;  // two of a quad's lanes store a row each
+    const int row = part.token + place.row + 8 * r;
+    const float log_sum =
+        (r == 0 ? softmax.top[0] : softmax.top[1]) + logf(r == 0 ? softmax.sum[0] : softmax.sum[1]);
+    if (r < 2 && row < a.queries.tokens)
+      a.lse[static_cast<std::int64_t>(part.head) * a.queries.tokens + row] = log_sum;
   }
 
-  /// (Branches and loops stand before an item's last sum: ptxas serialises all products if sums are read with
-  /// one in between.)
-  __device__ void run() {
-    float out[128], scores[32], factor[2];
-    std::uint32_t p[4][4];
-    Work work = next_work();
-    if (work.number >= a.queries.items) return;
-    Rows rows = rows_of(work);
-    start_item(scores);
-    for (;;) {
-      Softmax softmax;
+  /// Writes an item's results to where another thread stores them from.
+  __device__ __forceinline__ void store(const float (&out)[128], const float (&scale)[2]) {
+    constexpr int kPieces = ForwardShared::kPieces;
+    const std::uint32_t rows = at(&s.q[query_tile(results, 1)]) +
+                               static_cast<std::uint32_t>(threadIdx.x) % 128 / 32 * (kChunkBytes / 4);
 #pragma unroll
-      for (int i = 0; i < 128; ++i) out[i] = 0.0f;
-      hopper::wgmma_wait<0>();
-      take_scores(rows, work.begin, tiles_of(work) == 1, softmax, scores, factor);
-      pack(p, scores);
-      output.release();
-      walk(rows, work, softmax, p, scores, out);
-      const Work next = next_work();
-      if (next.number >= a.queries.items) {
-        start_values(out, p);
+    for (int piece = 0; piece < kPieces; ++piece) {
+      hopper::wait(at(&s.room[warpgroup][results.stage][piece]), results.parity);
+#pragma unroll
+      for (int chunk = 4 / kPieces * piece; chunk < 4 / kPieces * (piece + 1); ++chunk)
+        hopper::store_panel(rows + chunk * kChunkBytes, out, chunk, scale);
+      hopper::fence_async_shared();
+      arrive_warp(s.written[warpgroup][results.stage][piece]);
+    }
+    results.next();
+  }
+
+  /// Every step of the loop adds a tile to its item's sum beside the scores of the next one. (A branch around
+  /// products, or two forms of a step, make ptxas serialise all products.)
+  __device__ void run() {
+    float out[128], scores[32], factor[2], scale[2];
+    std::uint32_t p[4][4];
+    const Part first = take();
+    if (first.ended()) return;
+    Position t{first, first.begin, rows_of(first), {}};
+    start(scores);
+    hopper::wgmma_wait<0>();
+    take_scores(t, scores, factor);
+    pack(p, scores);
+#pragma unroll
+    for (int i = 0; i < 128; ++i) out[i] = 0.0f;
+    bool add = true;       // to the sum, which otherwise begins
+    bool pending = false;  // `out` is another item's results
+    for (;;) {
+      const Part part = t.part;
+      Softmax softmax = t.softmax;
+      const bool ends = t.last();
+      // Where an item has one tile, the scores to come are not the next item's: their queries' tile may be
+      // the one that the results are to go through.
+      if (pending && ends) store(out, scale), pending = false;
+      t.key += kTile;
+      if (ends) t.part = take(), t.key = t.part.begin;
+      if (t.part.ended()) {
+        start_values(out, p, add);
+        finish(part, softmax, scale);
         hopper::wgmma_wait<0>();
         end_values(out);
-        store(work, softmax, out);
-        output.release();
-        break;
+        store(out, scale);
+        return;
       }
-      start_values(out, p);
-      start_item(scores);
-      rows = rows_of(next);
+      start(scores);
+      if (pending) store(out, scale);
+      start_values(out, p, add);
+      if (ends) {
+        finish(part, softmax, scale);
+        t.softmax = Softmax{};
+        t.rows = rows_of(t.part);
+      }
       hopper::wgmma_wait<1>();
+      const bool moved = take_scores(t, scores, factor);
+      hopper::wgmma_wait<0>();
       end_values(out);
-      store(work, softmax, out);
-      work = next;
+      if (moved && !ends) rescale(out, factor);
+      pack(p, scores);
+      add = !ends;
+      pending = ends;
     }
   }
 };
@@ -291,10 +265,13 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_const
   follow_previous();
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
-    hopper::registers_dec<kProducerRegisters>();
-    if (threadIdx.x == kConsumers) produce_forward(a, s);
+    hopper::registers_dec<24>();
+    const unsigned warp = threadIdx.x / 32 - kConsumers / 32, lane = threadIdx.x % 32;
+    if (warp == 0 && lane == 0) ForwardLoads{a, s}.run();
+    if (warp == 1) take_items(a, s.items);
+    if (warp == 2 && lane == 0) store_results(a, s);
   } else {
-    hopper::registers_inc<kConsumerRegisters>();
+    hopper::registers_inc<240>();
     ForwardConsumer{a, s}.run();
   }
 }
@@ -352,6 +329,17 @@ CUtensorMap output_map(void* x, std::int64_t tokens, std::int64_t heads) {
   return make_tensor_map(boxes(x, tokens, heads, kTile / 4));
 }
 
+namespace {
+
+/// For a piece of 64 rows of results.
+CUtensorMap piece_map(void* x, std::int64_t tokens, std::int64_t heads) {
+  TensorMapShape shape = boxes(x, tokens, heads, kTile);
+  shape.box[2] /= ForwardShared::kPieces;
+  return make_tensor_map(shape);
+}
+
+}  // namespace
+
 }  // namespace attention256
 
 void attention256_forward(const Attention256Forward& call, cudaStream_t stream) {
@@ -362,7 +350,7 @@ void attention256_forward(const Attention256Forward& call, cudaStream_t stream) 
   a.q = tile_map(call.q, z.tokens, z.heads);
   a.k = tile_map(call.k, z.tokens, z.kv_heads);
   a.v = tile_map(call.v, z.tokens, z.kv_heads);
-  a.stored = output_map(call.out, z.tokens, z.heads);
+  a.stored = piece_map(call.out, z.tokens, z.heads);
   a.lo = call.lo, a.hi = call.hi;
   a.out = static_cast<Bf16*>(call.out), a.lse = call.lse;
   a.counter = static_cast<int*>(call.scratch);
