@@ -107,17 +107,17 @@ struct Queue {
   }
 };
 
-/// The blocks of rows whose items come at the end: the shortest of all, the longest of these first, so that
-/// blocks of threads end together. The others come as they lie, for what is near in memory is to be read
-/// together.
+/// The blocks of rows whose items come at the end, the longest of them first, so that blocks of threads end
+/// together: the shortest of all and some of those that would come last anyway. The others come as they lie,
+/// for what is near in memory is to be read together.
 struct LastBlocks {
-  static constexpr int kMost = 16;
+  static constexpr int kMost = 32;
   int count = 0;
   int ascending[kMost] = {}, order[kMost] = {};
 
   LastBlocks() = default;
-  /// From how much work there is in each block.
-  explicit LastBlocks(const std::vector<std::int32_t>& work);
+  /// From how much work there is in each block: the `shortest` and, of the others, the `last`, at most kMost.
+  explicit LastBlocks(const std::vector<std::int32_t>& work, int shortest = 16, int last = 0);
 
   /// The block in a place of the order of `blocks`.
   __device__ int block(int place, int blocks) const {
@@ -320,8 +320,9 @@ struct Queries {
   LastBlocks last;  ///< of the blocks of queries, counted from the last tokens on
 
   Queries() = default;
-  /// With the bounds of the queries in host memory, which may be null.
-  Queries(const AttentionSizes& sizes, const std::int32_t* lo, const std::int32_t* hi);
+  /// With the bounds of the queries in host memory, which may be null, and the numbers of LastBlocks.
+  Queries(const AttentionSizes& sizes, const std::int32_t* lo, const std::int32_t* hi, int shortest = 16,
+          int last = 0);
   __host__ __device__ int item_tokens() const { return 2 * kTile / item_heads; }
   __host__ __device__ int block_items() const { return heads / item_heads; }
 };

@@ -278,20 +278,22 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_const
 
 }  // namespace
 
-LastBlocks::LastBlocks(const std::vector<std::int32_t>& work)
-    : count(std::min(kMost, static_cast<int>(work.size()))) {
+LastBlocks::LastBlocks(const std::vector<std::int32_t>& work, int shortest, int last)
+    : count(std::min(std::min(shortest + last, kMost), static_cast<int>(work.size()))) {
   std::vector<int> blocks(work.size());
   std::iota(blocks.begin(), blocks.end(), 0);
-  // The longest of the last first; of two alike the one that comes first.
+  // The longest first; of two alike the one that comes first.
   const auto longer = [&](int a, int b) { return work[a] != work[b] ? work[a] > work[b] : a < b; };
-  std::nth_element(blocks.begin(), blocks.end() - count, blocks.end(), longer);
+  std::nth_element(blocks.begin(), blocks.end() - std::min(shortest, count), blocks.end(), longer);
+  std::sort(blocks.begin(), blocks.end() - std::min(shortest, count));
   std::copy(blocks.end() - count, blocks.end(), order);
   std::sort(order, order + count, longer);
   std::copy(order, order + count, ascending);
   std::sort(ascending, ascending + count);
 }
 
-Queries::Queries(const AttentionSizes& sizes, const std::int32_t* lo, const std::int32_t* hi)
+Queries::Queries(const AttentionSizes& sizes, const std::int32_t* lo, const std::int32_t* hi, int shortest,
+                 int last_blocks)
     : tokens(static_cast<int>(sizes.tokens)),
       heads(static_cast<int>(sizes.heads)),
       group(static_cast<int>(sizes.heads / sizes.kv_heads)),
@@ -304,7 +306,7 @@ Queries::Queries(const AttentionSizes& sizes, const std::int32_t* lo, const std:
     const int token = (blocks - 1 - i) * item_tokens();
     seen[static_cast<std::size_t>(i)] = hi[std::min(token + item_tokens(), tokens) - 1] - lo[token];
   }
-  last = LastBlocks(seen);
+  last = LastBlocks(seen, shortest, last_blocks);
 }
 
 namespace {
@@ -354,7 +356,7 @@ void attention256_forward(const Attention256Forward& call, cudaStream_t stream) 
   a.lo = call.lo, a.hi = call.hi;
   a.out = static_cast<Bf16*>(call.out), a.lse = call.lse;
   a.counter = static_cast<int*>(call.scratch);
-  a.queries = Queries(call.sizes, call.host_lo, call.host_hi);
+  a.queries = Queries(call.sizes, call.host_lo, call.host_hi, 8, 24);
   launch_following("Attention", reset_kernel, a.counter, 1, 1, 0, stream);
   launch_persistent("Attention", forward_kernel, a, a.queries.items, sizeof(ForwardShared), stream);
 }
