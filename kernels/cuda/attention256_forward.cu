@@ -200,44 +200,51 @@ struct ForwardConsumer {
     results.next();
   }
 
-  /// Every step of the loop adds a tile to its item's sum beside the scores of the next one. (A branch around
-  /// products, or two forms of a step, make ptxas serialise all products.)
+  /// The first scores of all, with nothing beside them.
+  __device__ __forceinline__ void begin(Position& t, float (&scores)[32], std::uint32_t (&p)[4][4]) {
+    float factor[2];
+    start(scores);
+    hopper::wgmma_wait<0>();
+    take_scores(t, scores, factor);
+    pack(p, scores);
+  }
+  /// The last sum of all, that of `t`.
+  __device__ __forceinline__ void end(Position& t, bool add, const std::uint32_t (&p)[4][4],
+                                      float (&out)[128]) {
+    float scale[2];
+    start_values(out, p, add);
+    finish(t.part, t.softmax, scale);
+    hopper::wgmma_wait<0>();
+    end_values(out);
+    store(out, scale);
+  }
+
+  /// Every step of the loop adds a tile to its item's sum beside the scores of the next tile. (Two forms of a
+  /// step, with and without results to store, make ptxas serialise all products.)
   __device__ void run() {
     float out[128], scores[32], factor[2], scale[2];
     std::uint32_t p[4][4];
     const Part first = take();
     if (first.ended()) return;
     Position t{first, first.begin, rows_of(first), {}};
-    start(scores);
-    hopper::wgmma_wait<0>();
-    take_scores(t, scores, factor);
-    pack(p, scores);
+    begin(t, scores, p);
 #pragma unroll
     for (int i = 0; i < 128; ++i) out[i] = 0.0f;
-    bool add = true;       // to the sum, which otherwise begins
-    bool pending = false;  // `out` is another item's results
+    bool add = true;       // to the sum, or begin one
+    bool pending = false;  // the results of the item before are still in `out`
     for (;;) {
-      const Part part = t.part;
-      Softmax softmax = t.softmax;
+      Position now = t;
       const bool ends = t.last();
-      // Where an item has one tile, the scores to come are not the next item's: their queries' tile may be
-      // the one that the results are to go through.
+      // With one tile to an item: the next scores' queries may go where these results are to go through.
       if (pending && ends) store(out, scale), pending = false;
       t.key += kTile;
       if (ends) t.part = take(), t.key = t.part.begin;
-      if (t.part.ended()) {
-        start_values(out, p, add);
-        finish(part, softmax, scale);
-        hopper::wgmma_wait<0>();
-        end_values(out);
-        store(out, scale);
-        return;
-      }
+      if (t.part.ended()) return end(now, add, p, out);
       start(scores);
       if (pending) store(out, scale);
       start_values(out, p, add);
       if (ends) {
-        finish(part, softmax, scale);
+        finish(now.part, now.softmax, scale);
         t.softmax = Softmax{};
         t.rows = rows_of(t.part);
       }
