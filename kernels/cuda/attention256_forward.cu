@@ -200,20 +200,11 @@ struct ForwardConsumer {
     results.next();
   }
 
-  /// The first scores of all, with nothing beside them.
-  __device__ __forceinline__ void begin(Position& t, float (&scores)[32], std::uint32_t (&p)[4][4]) {
-    float factor[2];
-    start(scores);
-    hopper::wgmma_wait<0>();
-    take_scores(t, scores, factor);
-    pack(p, scores);
-  }
-  /// The last sum of all, that of `t`.
-  __device__ __forceinline__ void end(Position& t, bool add, const std::uint32_t (&p)[4][4],
-                                      float (&out)[128]) {
-    float scale[2];
+  /// The last sum of all.
+  __device__ __forceinline__ void end(const Part& part, Softmax& softmax, bool add,
+                                      const std::uint32_t (&p)[4][4], float (&out)[128], float (&scale)[2]) {
     start_values(out, p, add);
-    finish(t.part, t.softmax, scale);
+    finish(part, softmax, scale);
     hopper::wgmma_wait<0>();
     end_values(out);
     store(out, scale);
@@ -227,24 +218,28 @@ struct ForwardConsumer {
     const Part first = take();
     if (first.ended()) return;
     Position t{first, first.begin, rows_of(first), {}};
-    begin(t, scores, p);
+    start(scores);
+    hopper::wgmma_wait<0>();
+    take_scores(t, scores, factor);
+    pack(p, scores);
 #pragma unroll
     for (int i = 0; i < 128; ++i) out[i] = 0.0f;
     bool add = true;       // to the sum, or begin one
     bool pending = false;  // the results of the item before are still in `out`
     for (;;) {
-      Position now = t;
+      const Part part = t.part;
+      Softmax softmax = t.softmax;
       const bool ends = t.last();
       // With one tile to an item: the next scores' queries may go where these results are to go through.
       if (pending && ends) store(out, scale), pending = false;
       t.key += kTile;
       if (ends) t.part = take(), t.key = t.part.begin;
-      if (t.part.ended()) return end(now, add, p, out);
+      if (t.part.ended()) return end(part, softmax, add, p, out, scale);
       start(scores);
       if (pending) store(out, scale);
       start_values(out, p, add);
       if (ends) {
-        finish(now.part, now.softmax, scale);
+        finish(part, softmax, scale);
         t.softmax = Softmax{};
         t.rows = rows_of(t.part);
       }
