@@ -15,21 +15,8 @@ constexpr int kPanel =
     64 * 64 * 2;  ///< bytes of 64 rows of 64 columns of p or ds, swizzled as TMA and wgmma do
 // -------------------------------------------------------------------------------- between the clusters
 
-__device__ inline int load_acquire(const int* p) {
-  int x;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
-  return x;
-}
-/// What this thread has written, or seen written by its warp, before what it stores or adds after.
-__device__ inline void fence_gpu() {
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
-}
-__device__ inline void store_relaxed(int* p, int x) {
-  asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
-}
-__device__ inline void add_relaxed(int* p, int x) {
-  asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
-}
+using hopper::add_relaxed, hopper::fence_gpu, hopper::load_acquire, hopper::store_relaxed;
+
 __device__ inline void wait_at_least(const int* p, int x) {
   while (load_acquire(p) < x) __nanosleep(64);
 }

@@ -162,6 +162,32 @@ __device__ inline void store_at(std::uint32_t shared, std::uint32_t rank, int x)
       : "memory");
 }
 
+// --------------------------------------------------------- flags in global memory, between running blocks
+
+/// What the writer has fenced before is visible after [ld.acquire].
+__device__ inline int load_acquire(const int* p) {
+  int x;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+  return x;
+}
+/// Only with a fence_gpu behind it [ld.relaxed].
+__device__ inline int load_relaxed(const int* p) {
+  int x;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+  return x;
+}
+/// What this thread has written, or seen written by its warp, before what it stores or adds after
+/// [fence.acq_rel].
+__device__ inline void fence_gpu() {
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+__device__ inline void store_relaxed(int* p, int x) {
+  asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+__device__ inline void add_relaxed(int* p, int x) {
+  asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+
 // -------------------------------------------------------------------------------- registers and fences
 
 /// Gives registers back to the pool, or takes some: each thread of the warpgroup then has N [setmaxnreg].
