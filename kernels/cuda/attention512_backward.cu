@@ -150,7 +150,7 @@ struct Consumer {
   __device__ int2 visible(const Task& t, int r) const {
     const int row = row_of(t, r);
     if (row >= z.rows()) return make_int2(0, 0);
-    return make_int2(z.lo[row / z.heads] - t.key, z.hi[row / z.heads] - t.key);
+    return make_int2(z.lo[z.token(row)] - t.key, z.hi[z.token(row)] - t.key);
   }
 
   /// Puts `value` in the place of keys that their row does not see.
@@ -335,8 +335,8 @@ __device__ void plan_blocks(const Problem& z) {
     }
     const int at = total + scan[threadIdx.x] - ranges;
     for (int i = 0; i < ranges; ++i)
-      z.blocks[at + i] = Block{begin * z.heads,
-                               (end - begin) * z.heads,
+      z.blocks[at + i] = Block{begin << z.heads_log2,
+                               (end - begin) << z.heads_log2,
                                first_key + i * z.range_keys,
                                min(keys - i * z.range_keys, z.range_keys),
                                chunk,

@@ -65,7 +65,7 @@ struct Consumer {
     for (int r = 0; r < 2; ++r) {
       const int at = item.first_row + row + 8 * r;
       lo[r] = hi[r] = 0;
-      if (at < z.rows()) lo[r] = z.lo[at / z.heads], hi[r] = z.hi[at / z.heads];
+      if (at < z.rows()) lo[r] = z.lo[z.token(at)], hi[r] = z.hi[z.token(at)];
     }
   }
 
@@ -289,8 +289,7 @@ struct Consumer {
       const float total = shared.sum[complete.slot][0][mine] + shared.sum[complete.slot][1][mine];
       scale[r] = total > 0.0f ? 1.0f / total : 0.0f;
       if (group == 0 && thread % 4 == 0 && at < z.rows())
-        z.lse[static_cast<std::int64_t>(at % z.heads) * z.tokens + at / z.heads] =
-            (complete.top[r] + log2f(total)) * 0.6931471805599453f;
+        z.lse[z.lse_at(at)] = (complete.top[r] + log2f(total)) * 0.6931471805599453f;
     }
   }
   __device__ void store_results(int block, const float (&scale)[2]) {
@@ -416,13 +415,8 @@ void attention512_forward(Stream& stream, const Attention& op) {
   static const cudaError_t allowed =
       cudaFuncSetAttribute(forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   cuda_ok(allowed, "shared memory of attention512");
-  const Problem z{.lo = ptr<std::int32_t>(op.lo),
-                  .hi = ptr<std::int32_t>(op.hi),
-                  .out = ptr<Bf16>(op.out),
-                  .lse = ptr<float>(op.lse),
-                  .counter = static_cast<int*>(op.scratch.data()),
-                  .tokens = static_cast<int>(tokens),
-                  .heads = static_cast<int>(heads)};
+  const Problem z{rows_of(tokens, heads), ptr<std::int32_t>(op.lo), ptr<std::int32_t>(op.hi),
+                  ptr<Bf16>(op.out),      ptr<float>(op.lse),       static_cast<int*>(op.scratch.data())};
   cuda_ok(cudaMemsetAsync(z.counter, 0, sizeof(int), cuda_stream(stream)), "Attention");
   const auto clusters = std::min<std::int64_t>(ceil_div(tokens * heads, kCtas * kRows), processors() / kCtas);
   forward_kernel<<<static_cast<unsigned>(clusters * kCtas), kThreads, kSharedBytes, cuda_stream(stream)>>>(

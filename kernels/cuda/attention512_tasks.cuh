@@ -68,8 +68,8 @@ constexpr int kPreparedChunks = 4;
 
 /// Sums are kept as units of 64 rows and 256 columns in the order of wgmma's registers: 32 float4 of every
 /// thread.
-struct Problem {
-  int tokens, heads, chunk_tokens, range_keys;
+struct Problem : Rows {
+  int chunk_tokens, range_keys;
   int slots, ahead;  ///< as Attention512Schedule
   bool one_range;
   const std::int32_t *lo, *hi;
@@ -81,12 +81,11 @@ struct Problem {
   float4 *query_sums, *key_sums;
   Counters counters;
 
-  __host__ __device__ int rows() const { return tokens * heads; }
   /// Rows whose statistics are there before the first task.
   __host__ __device__ int prepared_rows() const {
-    return tokens > kPreparedChunks * chunk_tokens ? kPreparedChunks * chunk_tokens * heads : rows();
+    return tokens > kPreparedChunks * chunk_tokens ? (kPreparedChunks * chunk_tokens) << heads_log2 : rows();
   }
-  __host__ __device__ int chunk_boxes() const { return chunk_tokens * heads / 64; }
+  __host__ __device__ int chunk_boxes() const { return (chunk_tokens << heads_log2) / 64; }
 
   __host__ __device__ int key_boxes() const { return (tokens + kTile - 1) / kTile * (kTile / 64); }
 
@@ -109,7 +108,7 @@ inline Problem problem_of(const AttentionBackward& op, const Attention512Scratch
   Problem z{};
   const AttentionSizes sizes{op.q.size(0), op.q.size(1), op.k.size(1), op.q.size(2)};
   const Attention512Schedule schedule = attention512_schedule(sizes, plan, op.host_lo, op.host_hi);
-  z.tokens = static_cast<int>(sizes.tokens), z.heads = static_cast<int>(sizes.heads);
+  static_cast<Rows&>(z) = rows_of(sizes.tokens, sizes.heads);
   z.chunk_tokens = static_cast<int>(plan.chunk_tokens);
   z.range_keys = static_cast<int>(schedule.range_keys);
   z.slots = schedule.slots, z.ahead = schedule.ahead, z.one_range = schedule.one_range;
@@ -215,15 +214,13 @@ class Walk {
     count_ = scores_phase() ? row_pairs() * key_tiles() : products(b_);
   }
 
-  __device__ int token_of(int row) const { return min(row, z_.rows() - 1) / z_.heads; }
-
   /// Panels of the block's keys that some of a cluster's rows see: what is computed of p and ds.
   struct Panels {
     int from, to;
   };
   __device__ Panels visible_panels(int row) const {
-    const int from = max(z_.lo[token_of(row)] - b_.key, 0),
-              to = min(z_.hi[token_of(row + kCtas * kTile - 1)] - b_.key, b_.keys);
+    const int from = max(z_.lo[z_.token_of(row)] - b_.key, 0),
+              to = min(z_.hi[z_.token_of(row + kCtas * kTile - 1)] - b_.key, b_.keys);
     return {from / 64, (to + 63) / 64};
   }
 
@@ -270,8 +267,8 @@ class Walk {
     __device__ Boxes(const Walk& walk, int lane) : boxes((walk.b_.rows + 63) / 64) {
       for (int i = 0; i < 2; ++i) {
         const int row = walk.b_.row + min(lane + 32 * i, boxes - 1) * 64;
-        lo[i] = walk.z_.lo[walk.token_of(row)];
-        hi[i] = walk.z_.hi[walk.token_of(min(row + 64, walk.b_.row + walk.b_.rows) - 1)];
+        lo[i] = walk.z_.lo[walk.z_.token_of(row)];
+        hi[i] = walk.z_.hi[walk.z_.token_of(min(row + 64, walk.b_.row + walk.b_.rows) - 1)];
       }
       if (lane >= boxes) lo[0] = hi[0] = INT_MAX;
       if (lane + 32 >= boxes) lo[1] = hi[1] = INT_MAX;
@@ -293,8 +290,8 @@ class Walk {
     const Boxes boxes(*this, lane);
     t.first_step = boxes.first(b_.key + panel * 64);
     t.steps = max(boxes.end(min(b_.key + (panel + kPanels) * 64, b_.key + b_.keys)) - t.first_step, 0);
-    const int next = b_.row / z_.heads + z_.chunk_tokens;
-    const int seen_before = b_.row == 0 ? 0 : z_.hi[b_.row / z_.heads - 1],
+    const int next = z_.token(b_.row) + z_.chunk_tokens;
+    const int seen_before = b_.row == 0 ? 0 : z_.hi[z_.token(b_.row) - 1],
               seen_after = next >= z_.tokens ? INT_MAX : z_.lo[next] / kTile * kTile;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
