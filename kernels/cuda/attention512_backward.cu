@@ -25,6 +25,26 @@ constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 
 constexpr int kSharedBytes = sizeof(Shared) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
 
+/// Stores a warp's 16 rows of 256 sums, times a factor for each of the thread's two, at rows [row, row + 16)
+/// and columns from `column` on of x [rows, kDim], by way of 2 KiB of shared memory that are the warp's own.
+__device__ inline void store_rows(std::uint32_t panel, const float (&sum)[128], const float (&factor)[2],
+                                  Bf16* x, int row, int rows, int column) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  row += lane / 8;
+#pragma unroll
+  for (int block = 0; block < 4; ++block) {
+    __syncwarp();
+    store_panel(panel, sum, block, factor);
+    __syncwarp();
+    Bf16* const to = x + static_cast<std::int64_t>(row) * kDim + column + block * 64 + lane % 8 * 8;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (row + i * 4 < rows)
+        *reinterpret_cast<uint4*>(to + i * 4 * kDim) = load_shared(panel + swizzle128(i * 512 + lane * 16));
+    }
+  }
+}
+
 /// One of the two computing warpgroups: 64 rows of every product, 256 columns.
 struct Consumer {
   const Problem& z;

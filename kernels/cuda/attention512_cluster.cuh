@@ -40,31 +40,4 @@ struct Cursor {
   }
 };
 
-/// Stores a warp's 16 rows of 64 of its sums, from 64 `block` on, times a factor for each of the thread's two
-/// rows, at rows [row, row + 16) and columns from `column` on of x [rows, kDim], by way of 2 KiB of shared
-/// memory that are the warp's own.
-__device__ inline void store_block(std::uint32_t panel, const float (&sum)[128], int block,
-                                   const float (&factor)[2], Bf16* x, int row, int rows, int column) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  row += lane / 8;
-  __syncwarp();
-  hopper::store_panel(panel, sum, block, factor);
-  __syncwarp();
-  Bf16* const to = x + static_cast<std::int64_t>(row) * kDim + column + lane % 8 * 8;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (row + i * 4 < rows)
-      *reinterpret_cast<uint4*>(to + i * 4 * kDim) =
-          hopper::load_shared(panel + hopper::swizzle128(i * 512 + lane * 16));
-  }
-}
-
-/// The same of 256 columns.
-__device__ inline void store_rows(std::uint32_t panel, const float (&sum)[128], const float (&factor)[2],
-                                  Bf16* x, int row, int rows, int column) {
-#pragma unroll
-  for (int block = 0; block < 4; ++block)
-    store_block(panel, sum, block, factor, x, row, rows, column + block * 64);
-}
-
 }  // namespace lapidary::attention512

@@ -57,7 +57,6 @@ static_assert(kSharedBytes <= 227 * 1024);
 
 struct Problem : Rows {
   const std::int32_t *lo, *hi;
-  Bf16* out;
   float* lse;
   int* counter;
   __device__ int clusters() const { return (rows() + kCtas * kRows - 1) / (kCtas * kRows); }

@@ -14,6 +14,8 @@ using namespace hopper;
 constexpr int kStages = 4;
 constexpr int kStageA = kTile * 64 * 2, kStageB = kKeyTile * 64 * 2, kStage = kStageA + kStageB;
 constexpr int kConsumerWarps = 8;
+/// Steps before the end of a task when the loader wants the next: as long as taking and decoding one takes.
+constexpr int kWantedAhead = 7;
 
 struct Shared {
   alignas(1024) std::byte ring[kStages][kStage];
@@ -163,7 +165,7 @@ struct Loader {
   }
 
   __device__ void load_task(const Task& t) {
-    const int want_at = max(t.steps - kStages, 0);
+    const int want_at = max(t.steps - kWantedAhead, 0);
     if (t.steps == 0) shared.tickets.want(rank);
     for (int s = 0; s < t.steps; ++s) {
       if (s == want_at) shared.tickets.want(rank);
