@@ -7,7 +7,9 @@
 
 #include "kernels/cuda/attention512.h"
 #include "kernels/cuda/attention512_loader.cuh"
+#include "kernels/cuda/attention512_prepare.cuh"
 #include "kernels/cuda/attention512_tasks.cuh"
+#include "kernels/cuda/dependent_launch.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/processors.h"
@@ -25,28 +27,47 @@ constexpr int kWarpPanel = 16 * 64 * 2;  ///< a warp's 16 rows of a panel of 64 
 constexpr int kSharedBytes = sizeof(Shared) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
 
+/// Stores a warp's 16 rows of 256 sums, times a factor for each of the thread's two, at rows [row, row + 16)
+/// and columns from `column` on of x [rows, kDim], by way of 2 KiB of shared memory that are the warp's own.
+__device__ inline void store_rows(std::uint32_t panel, const float (&sum)[128], const float (&factor)[2],
+                                  Bf16* x, int row, int rows, int column) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  row += lane / 8;
+#pragma unroll
+  for (int block = 0; block < 4; ++block) {
+    __syncwarp();
+    store_panel(panel, sum, block, factor);
+    __syncwarp();
+    Bf16* const to = x + static_cast<std::int64_t>(row) * kDim + column + block * 64 + lane % 8 * 8;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (row + i * 4 < rows)
+        *reinterpret_cast<uint4*>(to + i * 4 * kDim) = load_shared(panel + swizzle128(i * 512 + lane * 16));
+    }
+  }
+}
+
 /// One of the two computing warpgroups: 64 rows of every product, 256 columns.
 struct Consumer {
   const Problem& z;
   Shared& shared;
-  const int group, thread, warp, lane;
+  const int rank, group, thread, warp, lane;
   Cursor<kStages> stage;
-  Cursor<2> task;
+  Cursor<kTaskSlots> task;
   float sums[128];
 
   __device__ Consumer(const Problem& problem, Shared& memory, int warpgroup)
       : z(problem),
         shared(memory),
+        rank(static_cast<int>(cluster_rank())),
         group(warpgroup),
         thread(static_cast<int>(threadIdx.x) % 128),
         warp(thread / 32),
         lane(thread % 32) {}
 
-  __device__ Task next_task(Part& part) {
-    const std::uint32_t full = shared_address(&shared.task_full[task.slot]);
-    wait(full, task.phase);
+  __device__ Task next_task() {
+    wait(shared_address(&shared.task_full[task.slot]), task.phase);
     const Task t = shared.task[task.slot];
-    part = shared.task[task.slot].part[group];
     __syncwarp();
     if (lane == 0) arrive(shared_address(&shared.task_empty[task.slot]));
     return t;
@@ -122,7 +143,7 @@ struct Consumer {
     start_sums(0, 0);
     for (int s = 0; s < part.from; ++s) pass();
     product<kA, Major::mn, 256>(part.to - part.from);
-    for (int s = part.to; s < t.steps; ++s) pass();
+    for (int s = part.to; s < t.steps(); ++s) pass();
   }
 
   /// Where this warp's 16 rows of 64 columns are put together on their way out, swizzled as in a tile.
@@ -135,7 +156,7 @@ struct Consumer {
     store_panel(panel(), word);
     __syncwarp();
     std::byte* const to =
-        z.tile(t.slot, gradients, t.panel + column, t.box + group) + warp * kWarpPanel + lane * 16;
+        z.tile(t.slot, gradients, t.from[0] + column, t.box(rank) + group) + warp * kWarpPanel + lane * 16;
 #pragma unroll
     for (int i = 0; i < kWarpPanel; i += 512)
       *reinterpret_cast<uint4*>(to + i) = load_shared(panel() + lane * 16 + i);
@@ -143,14 +164,15 @@ struct Consumer {
 
   /// The row of the problem that this thread's sums i with i / 2 % 2 == r belong to.
   __device__ int row_of(const Task& t, int r) const {
-    return t.row + group * 64 + warp * 16 + lane / 4 + 8 * r;
+    return t.row(rank) + group * 64 + warp * 16 + lane / 4 + 8 * r;
   }
 
   /// Keys of the tile that a row sees.
   __device__ int2 visible(const Task& t, int r) const {
     const int row = row_of(t, r);
     if (row >= z.rows()) return make_int2(0, 0);
-    return make_int2(z.lo[row / z.heads] - t.key, z.hi[row / z.heads] - t.key);
+    const int key = t.key + t.from[0] * 64;
+    return make_int2(z.lo[z.token(row)] - key, z.hi[z.token(row)] - key);
   }
 
   /// Puts `value` in the place of keys that their row does not see.
@@ -173,15 +195,16 @@ struct Consumer {
       statistics[r] = row < z.rows() ? __ldcg(z.statistics + row) : make_float2(0, 0);
       see[r] = visible(t, r);
     }
+    const int panels = t.to[0] - t.from[0];
     std::uint32_t p[64];
-    score_product(t.panels, 0, 0);
+    score_product(panels, 0, 0);
     const float lse[2] = {statistics[0].x, statistics[1].x}, delta[2] = {statistics[0].y, statistics[1].y};
     const bool covered =
-        __all_sync(0xffffffffu, max(see[0].x, see[1].x) <= 0 && min(see[0].y, see[1].y) >= t.panels * 64);
+        __all_sync(0xffffffffu, max(see[0].x, see[1].x) <= 0 && min(see[0].y, see[1].y) >= panels * 64);
     if (!covered) hide(see, -INFINITY);
 #pragma unroll
     for (int column = 0; column < kPanels; ++column) {
-      if (column >= t.panels) break;
+      if (column >= panels) break;
       std::uint32_t word[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
@@ -191,11 +214,11 @@ struct Consumer {
       }
       store_tile(t, false, column, word);
     }
-    score_product(t.panels, -delta[0], -delta[1]);
+    score_product(panels, -delta[0], -delta[1]);
     if (!covered) hide(see, 0.0f);  // whatever a hidden key holds, infinities too, stays out
 #pragma unroll
     for (int column = 0; column < kPanels; ++column) {
-      if (column >= t.panels) break;
+      if (column >= panels) break;
       std::uint32_t word[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
@@ -244,14 +267,14 @@ struct Consumer {
 
   __device__ void run() {
     for (;;) {
-      Part part;
-      const Task t = next_task(part);
+      const Task t = next_task();
       if (t.kind == Kind::end) break;
       if (t.kind == Kind::scores) {
         scores(t);
         end_task();
         continue;
       }
+      const Part part(z, t, rank, group);
       if (t.kind == Kind::d_q) {
         gradient_product<Major::k>(t, part);
       } else {
@@ -270,6 +293,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) shared.init();
   cluster_arrive();
   cluster_wait();
+  wait_for_previous();
   if (threadIdx.x < 128) {
     registers_dec<40>();
     if (threadIdx.x == 0) {
@@ -279,7 +303,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     } else if (threadIdx.x / 32 == 2) {
       RowStatistics(maps.out_rows, maps.d_out_rows, z, shared.statistics).run();
     } else if (threadIdx.x == 96) {
-      Teller{z, shared}.run();
+      Teller{z, shared, static_cast<int>(cluster_rank())}.run();
     }
   } else {
     registers_inc<232>();
@@ -289,85 +313,6 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
   __syncwarp();
   cluster_arrive();
   cluster_wait();
-}
-
-struct Preparation {
-  const Bf16 *out, *d_out;
-  int counters;  ///< from the ticket on
-};
-constexpr int kPrepareThreads = 256, kPrepareWarps = kPrepareThreads / 32;
-
-/// The statistics of a row. A warp per row.
-__device__ void row_statistics(const Preparation& a, const Problem& z, int row, int lane) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const std::int64_t at = static_cast<std::int64_t>(row) * kDim + (i * 32 + lane) * 8;
-    const auto x = Pack<Bf16, 8>::load(a.out + at), y = Pack<Bf16, 8>::load(a.d_out + at);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) sum += x.get(j) * y.get(j);
-  }
-  sum = warp_sum(sum);
-  if (lane == 0) put_statistics(z, row, sum);
-}
-
-/// Cuts every chunk's keys into ranges, in order. One block of threads.
-__device__ void plan_blocks(const Problem& z) {
-  __shared__ int scan[kPrepareThreads];
-  const int chunks = static_cast<int>(ceil_div(z.tokens, z.chunk_tokens));
-  int total = 0;
-  for (int base = 0; base < chunks; base += kPrepareThreads) {
-    const int chunk = base + static_cast<int>(threadIdx.x);
-    const int begin = chunk * z.chunk_tokens, end = min(begin + z.chunk_tokens, z.tokens);
-    int first_key = 0, keys = 0, ranges = 0;
-    if (chunk < chunks) {
-      first_key = z.lo[begin] / kTile * kTile;
-      keys = max(z.hi[end - 1] - first_key, 0);
-      ranges = max(1, static_cast<int>(ceil_div(keys, z.range_keys)));
-    }
-    scan[threadIdx.x] = ranges;
-    __syncthreads();
-    for (int step = 1; step < kPrepareThreads; step *= 2) {
-      const int left = static_cast<int>(threadIdx.x) >= step ? scan[threadIdx.x - step] : 0;
-      __syncthreads();
-      scan[threadIdx.x] += left;
-      __syncthreads();
-    }
-    const int at = total + scan[threadIdx.x] - ranges;
-    for (int i = 0; i < ranges; ++i)
-      z.blocks[at + i] = Block{begin * z.heads,
-                               (end - begin) * z.heads,
-                               first_key + i * z.range_keys,
-                               min(keys - i * z.range_keys, z.range_keys),
-                               chunk,
-                               i,
-                               ranges,
-                               0};
-    total += scan[kPrepareThreads - 1];
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) *z.counters.blocks = total;
-}
-
-/// The first block of threads plans. Of the others every warp takes a row, and every thread clears 16 bytes
-/// of dk and of dv: nobody else writes those of keys that nobody sees.
-__global__ void __launch_bounds__(kPrepareThreads)
-    attention512_prepare(const __grid_constant__ Preparation a, const __grid_constant__ Problem z) {
-  if (blockIdx.x == 0) {
-    for (int i = static_cast<int>(threadIdx.x); i < a.counters; i += kPrepareThreads)
-      z.counters.ticket[i] = 0;
-    __syncthreads();
-    plan_blocks(z);
-    return;
-  }
-  const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x - 1) * kPrepareThreads + threadIdx.x;
-  if (thread < z.tokens * (kDim / 8)) {
-    const uint4 nothing = make_uint4(0, 0, 0, 0);
-    reinterpret_cast<uint4*>(z.d_k)[thread] = nothing;
-    reinterpret_cast<uint4*>(z.d_v)[thread] = nothing;
-  }
-  const auto row = static_cast<int>(thread / 32);
-  if (row < z.prepared_rows()) row_statistics(a, z, row, static_cast<int>(threadIdx.x) % 32);
 }
 
 CUtensorMap rows_map(const Tensor& x, std::int64_t box_rows) {
@@ -388,15 +333,15 @@ CUtensorMap blocks_map(const Tensor& x) {
 
 void attention512_backward(Stream& stream, const AttentionBackward& op) {
   const AttentionSizes sizes{op.q.size(0), op.q.size(1), op.k.size(1), op.q.size(2)};
-  const Problem z = problem_of(op, attention512_scratch(sizes));
+  const Attention512Scratch scratch = attention512_scratch(sizes);
+  const Problem z = problem_of(op, scratch);
   const cudaStream_t s = cuda_stream(stream);
-  const Preparation preparation{ptr<Bf16>(op.out), ptr<Bf16>(op.d_out),
-                                static_cast<int>(attention512_scratch(sizes).counters / sizeof(int))};
-  // A warp a row, and two warps a token to clear dk and dv.
-  const auto grid =
-      static_cast<unsigned>(1 + ceil_div(std::max(z.prepared_rows(), z.tokens * 2), kPrepareWarps));
-  attention512_prepare<<<grid, kPrepareThreads, 0, s>>>(preparation, z);
+  attention512_plan<<<1, kPrepareThreads, 0, s>>>(z, static_cast<int>(scratch.counters / sizeof(int)));
   launched("AttentionBackward");
+  const int planners = std::min(static_cast<int>(scratch.most_blocks), processors());
+  const auto rows = static_cast<unsigned>(ceil_div(std::max(z.prepared_rows(), z.tokens), kPrepareWarps));
+  launch_dependent("AttentionBackward", attention512_prepare, static_cast<unsigned>(planners) + rows,
+                   kPrepareThreads, 0, s, z, planners);
   const Maps maps{rows_map(op.q, kTile),
                   rows_map(op.d_out, kTile),
                   rows_map(op.k, kKeyTile / kCtas),
@@ -409,9 +354,8 @@ void attention512_backward(Stream& stream, const AttentionBackward& op) {
   static const cudaError_t allowed =
       cudaFuncSetAttribute(attention512_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   cuda_ok(allowed, "shared memory of attention512_gradients");
-  const int ctas = processors() / kCtas * kCtas;
-  attention512_gradients<<<static_cast<unsigned>(ctas), kThreads, kSharedBytes, s>>>(maps, z);
-  launched("AttentionBackward");
+  launch_dependent("AttentionBackward", attention512_gradients,
+                   static_cast<unsigned>(processors() / kCtas * kCtas), kThreads, kSharedBytes, s, maps, z);
 }
 
 }  // namespace lapidary

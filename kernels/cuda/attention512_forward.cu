@@ -28,6 +28,7 @@ constexpr float kSlack = 8.0f;
 
 /// What one thread of a computing warpgroup holds. Its two rows are `row` and row + 8 of the CTA.
 struct Consumer {
+  const CUtensorMap& out;
   const Problem& z;
   Shared& shared;
   const int group, thread, row;
@@ -44,8 +45,9 @@ struct Consumer {
     float top[2] = {};
   } complete;
 
-  __device__ Consumer(const Problem& problem, Shared& memory, int warpgroup)
-      : z(problem),
+  __device__ Consumer(const CUtensorMap& results, const Problem& problem, Shared& memory, int warpgroup)
+      : out(results),
+        z(problem),
         shared(memory),
         group(warpgroup),
         thread(static_cast<int>(threadIdx.x) % 128),
@@ -65,7 +67,7 @@ struct Consumer {
     for (int r = 0; r < 2; ++r) {
       const int at = item.first_row + row + 8 * r;
       lo[r] = hi[r] = 0;
-      if (at < z.rows()) lo[r] = z.lo[at / z.heads], hi[r] = z.hi[at / z.heads];
+      if (at < z.rows()) lo[r] = z.lo[z.token(at)], hi[r] = z.hi[z.token(at)];
     }
   }
 
@@ -134,6 +136,7 @@ struct Consumer {
       most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
       if (thread % 4 == 0) shared.most[group][row + 8 * r] = most[r];
     }
+    if (thread == 0) bulk_wait_read<0>();  // results in the place of the next probabilities
     named_sync(1, 256);
 #pragma unroll
     for (int r = 0; r < 2; ++r) most[r] = fmaxf(most[r], shared.most[1 - group][row + 8 * r]);
@@ -209,23 +212,33 @@ struct Consumer {
     complete.first_row = -1;
   }
 
-  /// The next tile's scores; beside them the results of the item before leave if they are complete.
+  /// The next tile's scores. Where the results of the item before are to leave, all are queued first.
   template <bool kStore>
   __device__ void score_steps(std::uint32_t parity, bool new_queries) {
     const std::uint32_t memory = base();
-    float scale[2] = {};
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       if (new_queries) wait(memory + offsetof(Shared, q_full) + i * 8, q_phase);
       score_step(memory, i, parity);
-      if (kStore && i == 0) finish_rows(scale);
-      if (kStore && i % 2 == 1) store_results(i / 2, scale);
-      if (i > 0) {
+      if (!kStore && i > 0) {
         wgmma_wait<1>();
         release(memory, i - 1, i);
       }
     }
+    if constexpr (kStore) {
+      float scale[2];
+      finish_rows(scale);
+      store_results(0, scale);
+      wgmma_wait<6>(), release(memory, 0, 2);
+      store_results(1, scale);
+      wgmma_wait<4>(), release(memory, 2, 4);
+      store_results(2, scale);
+      wgmma_wait<2>(), release(memory, 4, 6);
+      store_results(3, scale);
+      wgmma_wait<1>(), release(memory, 6, 7);
+    }
   }
+
   /// The same of a warpgroup whose keys nobody sees. It takes part in one step nevertheless: ptxas serialises
   /// all products where one branch has sums under way and the other has not.
   __device__ void idle_steps(std::uint32_t parity, bool new_queries) {
@@ -289,13 +302,24 @@ struct Consumer {
       const float total = shared.sum[complete.slot][0][mine] + shared.sum[complete.slot][1][mine];
       scale[r] = total > 0.0f ? 1.0f / total : 0.0f;
       if (group == 0 && thread % 4 == 0 && at < z.rows())
-        z.lse[static_cast<std::int64_t>(at % z.heads) * z.tokens + at / z.heads] =
-            (complete.top[r] + log2f(total)) * 0.6931471805599453f;
+        z.lse[z.lse_at(at)] = (complete.top[r] + log2f(total)) * 0.6931471805599453f;
     }
   }
+  /// 64 columns of them, by way of this warpgroup's half of the probabilities: TMA takes them from there
+  /// while products go on.
   __device__ void store_results(int block, const float (&scale)[2]) {
-    store_block(probabilities(complete.turn) + warp_panel(), o, block, scale, z.out,
-                complete.first_row + thread / 32 * 16, z.rows(), group * 256 + block * 64);
+    const std::uint32_t box = probabilities(complete.turn) + group * kBox;
+    if (block > 0) {
+      if (thread == 0) bulk_wait_read<0>();
+      named_sync(5 + group, 128);
+    }
+    store_panel(box + thread / 32 * (kBox / 4), o, block, scale);
+    fence_async_shared();
+    named_sync(5 + group, 128);
+    if (thread == 0) {
+      tma_store(out, Box(group * 256 + block * 64, complete.first_row), box);
+      bulk_commit();
+    }
   }
 
   /// All tiles of an item but its last values; the first tile's probabilities are there.
@@ -367,12 +391,14 @@ struct Consumer {
       item = next;
     }
     store_complete();
+    if (thread == 0) bulk_wait_read<0>();
   }
 };
 
 __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
-                   const __grid_constant__ CUtensorMap v, const __grid_constant__ Problem z) {
+                   const __grid_constant__ CUtensorMap v, const __grid_constant__ CUtensorMap out,
+                   const __grid_constant__ Problem z) {
   extern __shared__ std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) shared.init();
@@ -389,7 +415,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     registers_inc<240>();
-    Consumer(z, shared, warp / 4 - 1).run();
+    Consumer(out, z, shared, warp / 4 - 1).run();
   }
   // A CTA that ends early would take its barriers and its ring from under the other.
   __syncwarp();
@@ -412,21 +438,17 @@ CUtensorMap value_map(const Tensor& v) {
 void attention512_forward(Stream& stream, const Attention& op) {
   const std::int64_t tokens = op.q.size(0), heads = op.q.size(1);
   const CUtensorMap q = make_tensor_map(op.q.reshape({tokens * heads, kDim}), kRows, 64),
-                    k = make_tensor_map(op.k.reshape({tokens, kDim}), 64, 64), v = value_map(op.v);
+                    k = make_tensor_map(op.k.reshape({tokens, kDim}), 64, 64), v = value_map(op.v),
+                    out = make_tensor_map(op.out.reshape({tokens * heads, kDim}), kRows, 64);
   static const cudaError_t allowed =
       cudaFuncSetAttribute(forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   cuda_ok(allowed, "shared memory of attention512");
-  const Problem z{.lo = ptr<std::int32_t>(op.lo),
-                  .hi = ptr<std::int32_t>(op.hi),
-                  .out = ptr<Bf16>(op.out),
-                  .lse = ptr<float>(op.lse),
-                  .counter = static_cast<int*>(op.scratch.data()),
-                  .tokens = static_cast<int>(tokens),
-                  .heads = static_cast<int>(heads)};
+  const Problem z{rows_of(tokens, heads), ptr<std::int32_t>(op.lo), ptr<std::int32_t>(op.hi),
+                  ptr<float>(op.lse), static_cast<int*>(op.scratch.data())};
   cuda_ok(cudaMemsetAsync(z.counter, 0, sizeof(int), cuda_stream(stream)), "Attention");
   const auto clusters = std::min<std::int64_t>(ceil_div(tokens * heads, kCtas * kRows), processors() / kCtas);
   forward_kernel<<<static_cast<unsigned>(clusters * kCtas), kThreads, kSharedBytes, cuda_stream(stream)>>>(
-      q, k, v, z);
+      q, k, v, out, z);
   launched("Attention");
 }
 

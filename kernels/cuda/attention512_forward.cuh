@@ -55,13 +55,10 @@ struct Shared {
 constexpr int kSharedBytes = sizeof(Shared) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
 
-struct Problem {
+struct Problem : Rows {
   const std::int32_t *lo, *hi;
-  Bf16* out;
   float* lse;
   int* counter;
-  int tokens, heads;
-  __device__ int rows() const { return tokens * heads; }
   __device__ int clusters() const { return (rows() + kCtas * kRows - 1) / (kCtas * kRows); }
 };
 
@@ -80,16 +77,14 @@ struct Scheduler {
         lane(static_cast<int>(threadIdx.x) % 32),
         tickets{memory.tickets, problem.counter, rank, lane} {}
 
-  __device__ int token_of(int row) const { return min(row, z.rows() - 1) / z.heads; }
-
   __device__ Item item_of(int ticket) const {
     // The last rows, which see the most keys where the mask is causal, go first.
     const int row = (z.clusters() - 1 - ticket) * kCtas * kRows;
     if (row < 0) return {-1, 0, 0, 0, 0, 0};
     const int mine = row + rank * kRows;
-    const int begin = z.lo[token_of(row)], end = z.hi[token_of(row + kCtas * kRows - 1)];
+    const int begin = z.lo[z.token_of(row)], end = z.hi[z.token_of(row + kCtas * kRows - 1)];
     const bool whole = mine + kRows <= z.rows();
-    const int all_lo = z.lo[token_of(mine + kRows - 1)], all_hi = z.hi[token_of(mine)];
+    const int all_lo = z.lo[z.token_of(mine + kRows - 1)], all_hi = z.hi[z.token_of(mine)];
     const int keys = max(end - begin, 1), count = (keys + kKeys - 1) / kKeys;
     return {mine, begin, count, (keys - (count - 1) * kKeys + 15) / 16, all_lo, whole ? all_hi : 0};
   }

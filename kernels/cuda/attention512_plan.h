@@ -22,40 +22,51 @@ constexpr bool attention512_applies(const AttentionSizes& s, DType type) {
          kAttention512Tile % s.heads == 0 && s.tokens * s.heads < std::int64_t{1} << 30;
 }
 
+/// Rows of a chunk: query heads of tokens.
+constexpr std::int64_t kAttention512ChunkRows = 4096;
+/// Bytes of a block and of a task of the backward where their tables are kept.
+constexpr std::size_t kAttention512Block = 48, kAttention512Task = 16;
+
 /// The scratch of the backward for head dimension 512: chunks of queries against ranges of keys, whose p and
 /// ds are kept in bf16 for kAttention512Slots blocks at a time.
 struct Attention512Scratch {
   std::int64_t chunk_tokens, range_keys, most_blocks, query_units, key_units;
-  std::size_t statistics, key_sums, query_sums, tiles, blocks, counters;  ///< bytes
-  std::size_t total() const { return statistics + key_sums + query_sums + tiles + blocks + counters; }
+  std::size_t statistics, key_sums, query_sums, tiles, blocks, tasks, counters;  ///< bytes
+  std::size_t total() const { return statistics + key_sums + query_sums + tiles + blocks + tasks + counters; }
 };
 
-inline Attention512Scratch attention512_scratch(const AttentionSizes& s) {
-  constexpr std::int64_t kRows = 4096, kMostKeys = 4096, kKeyTile = 2 * kAttention512Tile;
+/// The same with ranges of `range_keys` keys.
+inline Attention512Scratch attention512_scratch(const AttentionSizes& s, std::int64_t range_keys) {
+  constexpr std::int64_t kRows = kAttention512ChunkRows, kKeyTile = 2 * kAttention512Tile;
   constexpr std::size_t kUnit = std::size_t{64} * 256 * sizeof(float);
-  const auto align = [](std::int64_t bytes) { return static_cast<std::size_t>((bytes + 255) / 256 * 256); };
-  const auto round_up = [](std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; };
+  const auto align = [](std::int64_t bytes) { return (static_cast<std::size_t>(bytes) + 255) / 256 * 256; };
+  const auto ratio_up = [](std::int64_t x, std::int64_t y) { return (x + y - 1) / y; };
   Attention512Scratch out{};
   out.chunk_tokens = kRows / s.heads;
+  out.range_keys = range_keys;
+  out.most_blocks = ratio_up(s.tokens, out.chunk_tokens) * ratio_up(s.tokens + kAttention512Tile, range_keys);
   out.query_units = kRows / 64 * 2;
-  out.key_units = round_up(s.tokens, kAttention512Tile) / 64 * 4;
+  out.key_units = ratio_up(s.tokens, kAttention512Tile) * (kAttention512Tile / 64 * 4);
   out.statistics = align(s.tokens * s.heads * 8);
   out.query_sums = static_cast<std::size_t>(out.query_units) * kUnit;
   out.key_sums = static_cast<std::size_t>(out.key_units) * kUnit;
-  // Tables: bounded from above by ranges of the least size.
-  const std::int64_t chunks = round_up(s.tokens, out.chunk_tokens) / out.chunk_tokens;
-  const std::size_t tables = std::size_t{4} << 20;
-  const std::size_t taken = out.statistics + out.query_sums + out.key_sums + tables;
-  const std::size_t column = std::size_t{kAttention512Slots} * 2 * kRows * 2;  // of tiles, per key
-  const std::size_t left = taken < kAttentionScratch ? kAttentionScratch - taken : 0;
-  const std::int64_t fits = static_cast<std::int64_t>(left / column) / kKeyTile * kKeyTile;
-  out.range_keys =
-      std::min({kMostKeys, std::max(fits, kKeyTile), round_up(s.tokens + kAttention512Tile, kKeyTile)});
-  out.tiles = column * static_cast<std::size_t>(out.range_keys);
-  out.most_blocks = chunks * ((s.tokens + kAttention512Tile + out.range_keys - 1) / out.range_keys);
-  out.blocks = align(out.most_blocks * 32);
-  out.counters = align((3 + 3 * out.most_blocks + out.query_units + out.key_units) * 4);
+  out.tiles = static_cast<std::size_t>(kAttention512Slots * 2 * kRows * 2 * range_keys);
+  out.blocks = align((out.most_blocks + 1) * static_cast<std::int64_t>(kAttention512Block));
+  // Of a block: scores of 256 rows and 256 keys; for 256 rows dq, and for 256 keys dk and dv, in two halves.
+  const std::int64_t pairs = kRows / kKeyTile, key_tiles = range_keys / kKeyTile;
+  out.tasks = align(out.most_blocks * (pairs * key_tiles + 2 * pairs + 4 * key_tiles) *
+                    static_cast<std::int64_t>(kAttention512Task));
+  out.counters = align((4 + 3 * out.most_blocks + out.query_units + out.key_units) * 4);
   return out;
+}
+
+/// With the longest ranges, up to 4096 keys, that the bound of the scratch allows.
+inline Attention512Scratch attention512_scratch(const AttentionSizes& s) {
+  constexpr std::int64_t kMostKeys = 4096, kKeyTile = 2 * kAttention512Tile;
+  std::int64_t keys =
+      std::min(kMostKeys, (s.tokens + kAttention512Tile + kKeyTile - 1) / kKeyTile * kKeyTile);
+  while (keys > kKeyTile && attention512_scratch(s, keys).total() > kAttentionScratch) keys -= kKeyTile;
+  return attention512_scratch(s, keys);
 }
 
 /// How the backward goes through its blocks, each a chunk of queries against a range of keys.

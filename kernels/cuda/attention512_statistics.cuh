@@ -27,7 +27,7 @@ struct StatisticsBuffers {
 
 /// Keeps a row's statistics. A row without keys has a log-sum-exp of -inf; with +inf all its p are 0.
 __device__ inline void put_statistics(const Problem& z, int row, float dot) {
-  const float lse = z.lse[static_cast<std::int64_t>(row % z.heads) * z.tokens + row / z.heads];
+  const float lse = z.lse[z.lse_at(row)];
   z.statistics[row] = make_float2(lse == -INFINITY ? INFINITY : lse * kLog2e, dot);
 }
 
@@ -51,7 +51,7 @@ class RowStatistics {
       __syncwarp();
       if (lane_ == 0) {
         fence_gpu();
-        add_relaxed(z_.counters.rows_done + row / (z_.chunk_tokens * z_.heads),
+        add_relaxed(z_.counters.rows_done + z_.token(row) / z_.chunk_tokens,
                     min(kStatisticsUnit, z_.rows() - row));
       }
       unit = loading_;

@@ -32,14 +32,19 @@ struct Tickets {
   const int rank, lane;
   Cursor<2> given = {}, taken = {};
   std::uint32_t wishes = 0;
+  int sent = 0;
 
-  /// Sends for the cluster's next ticket.
-  __device__ void fetch() {
+  /// Sends for the cluster's next ticket. Nobody waits for it before deliver().
+  __device__ void send() {
+    if (rank == 0 && lane == 0) sent = atomicAdd(counter, 1);
+  }
+
+  /// Gives both CTAs the ticket that was sent for.
+  __device__ void deliver() {
     if (rank == 0 && lane == 0) {
       hopper::wait(hopper::shared_address(&box.empty[given.slot]), given.phase ^ 1);
-      const int ticket = atomicAdd(counter, 1);
       for (std::uint32_t r = 0; r < kCtas; ++r) {
-        hopper::store_at(hopper::shared_address(&box.ticket[given.slot]), r, ticket);
+        hopper::store_at(hopper::shared_address(&box.ticket[given.slot]), r, sent);
         hopper::arrive_release_at(hopper::shared_address(&box.full[given.slot]), r);
       }
       given.next();
@@ -47,10 +52,19 @@ struct Tickets {
     __syncwarp();
   }
 
-  /// The same, once the loading thread wants it.
-  __device__ void fetch_when_wanted() {
+  __device__ void fetch() {
+    send();
+    deliver();
+  }
+
+  /// Until the loading thread wants the next ticket.
+  __device__ void wait_for_wish() {
     if (rank == 0 && lane == 0) hopper::wait(hopper::shared_address(&box.wanted), wishes);
     wishes ^= 1;
+  }
+
+  __device__ void fetch_when_wanted() {
+    wait_for_wish();
     fetch();
   }
 

@@ -1,5 +1,6 @@
 // Fill, copy, add, biases, features: one pack per thread, rows in y (or all in x where rows lie end to end).
 #include "kernels/adamw_update.h"
+#include "kernels/cuda/dependent_launch.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/partials.h"
@@ -187,18 +188,8 @@ void add_row_sums(Stream& stream, const float* partial, std::int64_t rows, std::
                   const Tensor& other) {
   with_float_type("a weight gradient", d.dtype(), [&](auto type) {
     using A = typename decltype(type)::type;
-    // Its blocks come while those of the kernel before leave.
-    cudaLaunchAttribute dependent{};
-    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    dependent.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(blocks_for(n, 32), other ? 2 : 1);
-    config.blockDim = dim3(1024);
-    config.stream = cuda_stream(stream);
-    config.attrs = &dependent;
-    config.numAttrs = 1;
-    cuda_ok(cudaLaunchKernelEx(&config, add_partials<A>, partial, rows, n, ptr<A>(d), ptr_or_null<A>(other)),
-            "sums of a weight gradient");
+    launch_dependent("sums of a weight gradient", add_partials<A>, dim3(blocks_for(n, 32), other ? 2 : 1),
+                     1024, 0, cuda_stream(stream), partial, rows, n, ptr<A>(d), ptr_or_null<A>(other));
   });
   launched("sums of a weight gradient");
 }

@@ -76,6 +76,30 @@ TEST(AttentionTiles, CoverAllPairsOfAnyDocuments) {
   EXPECT_EQ(full_tiles(documents(1024, 64, 300, true), DType::f32).forward, 0);
 }
 
+/// Where every query sees every key there are as many blocks and tasks as there can be.
+TEST(Attention512Scratch, HoldsAllTasksAndStaysWithinItsBound) {
+  for (const std::int64_t tokens : {1, 255, 5000, 8192, 32768, 50000}) {
+    for (const std::int64_t heads : {1, 16, 128}) {
+      const Attention512Scratch plan = attention512_scratch({tokens, heads, 1, 512});
+      std::int64_t blocks = 0, tasks = 0;
+      for (std::int64_t from = 0; from < tokens; from += plan.chunk_tokens) {
+        const std::int64_t rows = std::min(plan.chunk_tokens, tokens - from) * heads,
+                           pairs = (rows + 255) / 256;
+        for (std::int64_t key = 0; key < tokens; key += plan.range_keys) {
+          const std::int64_t tiles = (std::min(plan.range_keys, tokens - key) + 255) / 256;
+          ++blocks, tasks += pairs * tiles + 2 * pairs + 4 * tiles;
+        }
+      }
+      EXPECT_LE(blocks, plan.most_blocks) << tokens << " " << heads;
+      EXPECT_LE(static_cast<std::size_t>(blocks + 1) * kAttention512Block, plan.blocks);
+      EXPECT_LE(static_cast<std::size_t>(tasks) * kAttention512Task, plan.tasks) << tokens << " " << heads;
+      if (heads == 16) {
+        EXPECT_LE(plan.total(), kAttentionScratch) << tokens;
+      }
+    }
+  }
+}
+
 Attention512Schedule schedule_of(const AttentionSizes& sizes, const Intervals& x) {
   return attention512_schedule(sizes, attention512_scratch(sizes), x.lo.data(), x.hi.data());
 }
