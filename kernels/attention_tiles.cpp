@@ -51,10 +51,10 @@ AttentionTiles attention_tiles(const Intervals& x, std::int64_t heads, std::int6
     return {query_tiles(x, 64, 64, 1), (4 * key_tiles(x, 64, 64) + query_tiles(x, 64, 64, 64)) / 5};
   if (!attention512_applies(sizes, type)) return {};
   // Rows are heads of tokens: a cluster takes 128 or 256. The forward computes scores of 64 keys at a time
-  // and multiplies values of 16. Of the backward's products two are scores and one sums over keys, for 256
+  // and multiplies values of 32. Of the backward's products two are scores and one sums over keys, for 256
   // rows against panels of 64 keys; two sum over queries, in boxes of 64 rows.
   const auto tokens = [&](std::int64_t rows) { return std::max<std::int64_t>(rows / sizes.heads, 1); };
-  return {(query_tiles(x, tokens(128), 64, 1) + query_tiles(x, tokens(128), 16, 1)) / 2,
+  return {(query_tiles(x, tokens(128), 64, 1) + query_tiles(x, tokens(128), 32, 1)) / 2,
           (3 * query_tiles(x, tokens(256), 64, 64) + 2 * key_tiles(x, 64, tokens(64))) / 5};
 }
 

@@ -2,13 +2,14 @@
 // is a query head of a token, heads fastest), a cluster of two CTAs shares every key and value through
 // multicast. Two warpgroups each keep 256 columns of the output in registers and compute the scores of every
 // other 64 keys; their probabilities meet in shared memory. Keys, then values of the tile before, stream
-// through one ring of 16 KiB stages, so that the softmax of a tile runs beside the value product of the one
-// before.
+// through one ring of 16 KiB stages, so that the softmax of a tile runs between the steps of the value
+// product of the one before.
 #include <algorithm>
 #include <cstddef>
 
 #include "kernels/cuda/attention512.h"
 #include "kernels/cuda/attention512_forward.cuh"
+#include "kernels/cuda/dependent_launch.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/processors.h"
@@ -37,11 +38,12 @@ struct Consumer {
   int lo[2], hi[2];  ///< keys that the rows see
   float o[128];
   float s[32];
-  int turn = 0;  ///< which of the two probabilities the tile has whose softmax was last
-  float top[2], sum[2], rescale[2];
+  int turn = 0;                      ///< which of the two probabilities the tile has whose softmax was last
+  float most[2];                     ///< of the warpgroup's scores of the tile
+  float top[2], sum[2], rescale[2];  ///< what probabilities are relative to, theirs, what o still lacks
   /// An item whose output is complete but not stored; first_row negative: none.
   struct Complete {
-    int first_row = -1, slot = 0, turn = 0;
+    int first_row = -1, slot = 0;
     float top[2] = {};
   } complete;
 
@@ -99,10 +101,6 @@ struct Consumer {
       if (thread % 32 == 0 && thread / 32 < kCtas)
         arrive_at(base + offsetof(Shared, empty) + i * 8, thread / 32);
   }
-  __device__ void release_queries() {
-    q_phase ^= 1;
-    if (thread == 0) arrive(shared_address(&shared.q_empty));
-  }
 
   /// Queues 64 columns of the scores of this warpgroup's 64 keys.
   __device__ void score_step(std::uint32_t base, int i, std::uint32_t parity) {
@@ -117,31 +115,6 @@ struct Consumer {
     wgmma_commit();
   }
 
-  /// Queues the values of 16 keys; o begins anew where `add` is false.
-  __device__ void value_step(std::uint32_t base, std::uint32_t p, int i, std::uint32_t parity, bool add) {
-    const std::uint32_t stage = wait_stage(base, i, parity);
-    const std::uint64_t a = descriptor(p + i / 4 * kBox, 0) +
-                            static_cast<std::uint64_t>(i % 4) * kDescriptorStep<Major::k>,
-                        b = descriptor(stage + group * kBox, 128 * 16);
-    wgmma_fence();
-    Wgmma<256>::run<Major::k, Major::mn>(o, a, b, add);
-    wgmma_commit();
-  }
-
-  /// The maximum of both warpgroups' keys for each of the two rows.
-  __device__ void common_most(float (&most)[2]) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 1));
-      most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
-      if (thread % 4 == 0) shared.most[group][row + 8 * r] = most[r];
-    }
-    if (thread == 0) bulk_wait_read<0>();  // results in the place of the next probabilities
-    named_sync(1, 256);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) most[r] = fmaxf(most[r], shared.most[1 - group][row + 8 * r]);
-  }
-
   /// Hides the keys that a row does not see of the warpgroup's 64 from `key` on.
   __device__ void mask(int key) {
     key += thread % 4 * 2;
@@ -152,134 +125,117 @@ struct Consumer {
     }
   }
 
-  /// Scores become probabilities in p, in steps so that stages can be given back in between.
-  template <bool kFirst>
-  __device__ void softmax_most() {
-    float most[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int i = 0; i < 32; ++i) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
-    common_most(most);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      rescale[r] = 1.0f;
-      if constexpr (kFirst) {
-        top[r] = most[r] * kLog2e, sum[r] = 0.0f;
-      } else if (most[r] * kLog2e > top[r] + kSlack) {
-        rescale[r] = exp2_approx(top[r] - most[r] * kLog2e);
-        top[r] = most[r] * kLog2e;
-        sum[r] *= rescale[r];
-      }
-    }
-  }
-  /// Hands them over in the place that `turn` says.
-  __device__ void softmax_exp() {
-    const float base[2] = {top[0] == -INFINITY ? 0.0f : top[0], top[1] == -INFINITY ? 0.0f : top[1]};
-    std::uint32_t p[16];
-#pragma unroll
-    for (int i = 0; i < 32; i += 2) {
-      const int r = i / 2 % 2;
-      const float x = exp2_approx(fmaf(s[i], kLog2e, -base[r])),
-                  y = exp2_approx(fmaf(s[i + 1], kLog2e, -base[r]));
-      sum[r] += x + y;
-      p[i / 2] = pack_bf16(x, y);
-    }
-    store_panel(probabilities(turn) + warp_panel(), p);
-    fence_async_shared();
-    named_sync(3, 256);
-  }
   __device__ void hide(const Item& item, int tile) {
     const int key = item.begin + tile * kKeys;
     if (item.all_lo > key || key + kKeys > item.all_hi) mask(key + group * 64);
   }
 
-  /// Ends the value product of the tile before, whose last stages are still to be given back, and brings the
-  /// output to this tile's maximum. Nothing may be under way: the compiler serialises all products if it sees
-  /// sums read beside them.
-  __device__ void finish_values(bool under_way) {
-    wgmma_wait<0>();
-    pin(o);
-    if (under_way) release(base(), 6, kSteps);
+  // The softmax in parts. First the maximum of the warpgroup's scores, which meets that of the other
+  // warpgroup at the next barrier.
+  __device__ void put_most() {
+    most[0] = most[1] = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < 32; ++i) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 1));
+      most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
+      if (thread % 4 == 0) shared.most[group][row + 8 * r] = most[r];
+    }
+  }
+  /// What the probabilities of the tile, `first` of its item, are relative to.
+  __device__ void common_most(bool first) {
+    named_sync(1, 256);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float mine = fmaxf(most[r], shared.most[1 - group][row + 8 * r]) * kLog2e;
+      rescale[r] = 1.0f;
+      if (first) {
+        top[r] = mine, sum[r] = 0.0f;
+      } else if (mine > top[r] + kSlack) {
+        rescale[r] = exp2_approx(top[r] - mine);
+        top[r] = mine;
+        sum[r] *= rescale[r];
+      }
+    }
+  }
+  /// Half of the scores become probabilities in the place that the values do not read.
+  __device__ void exponentials(int half) {
+    const std::uint32_t panel = probabilities(turn ^ 1) + warp_panel();
+    const float base[2] = {top[0] == -INFINITY ? 0.0f : top[0], top[1] == -INFINITY ? 0.0f : top[1]};
+#pragma unroll
+    for (int i = half * 2; i < half * 2 + 2; ++i) {
+      std::uint32_t word[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = i * 8 + j * 2, r = j % 2;
+        const float x = exp2_approx(fmaf(s[at], kLog2e, -base[r])),
+                    y = exp2_approx(fmaf(s[at + 1], kLog2e, -base[r]));
+        sum[r] += x + y;
+        word[j] = pack_bf16(x, y);
+      }
+      store_panel_part(panel, i, word);
+    }
+  }
+  /// Both warpgroups' probabilities are there: the next values read them.
+  __device__ void hand_over() {
+    fence_async_shared();
+    named_sync(3, 256);
+    turn ^= 1;
+  }
+
+  /// Brings the output to the maximum of the probabilities that come next. Nothing may be under way: the
+  /// compiler serialises all products if it sees sums changed beside them.
+  __device__ void rescale_output() {
     if (!__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) return;
 #pragma unroll
     for (int i = 0; i < 128; ++i) o[i] *= rescale[i / 2 % 2];
   }
 
-  __device__ void store_complete() {
-    float scale[2];
-    finish_rows(scale);
-#pragma unroll
-    for (int block = 0; block < 4; ++block) store_results(block, scale);
-    complete.first_row = -1;
-  }
-
-  /// The next tile's scores. Where the results of the item before are to leave, all are queued first.
+  /// A tile's scores; beside them the results of the item before leave if they are complete.
   template <bool kStore>
   __device__ void score_steps(std::uint32_t parity, bool new_queries) {
     const std::uint32_t memory = base();
+    float scale[2] = {};
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       if (new_queries) wait(memory + offsetof(Shared, q_full) + i * 8, q_phase);
       score_step(memory, i, parity);
-      if (!kStore && i > 0) {
-        wgmma_wait<1>();
-        release(memory, i - 1, i);
-      }
+      wgmma_wait<1>();
+      if (i > 0) release(memory, i - 1, i);
+      if (kStore && i == 0) finish_rows(scale);
+      if (kStore && i % 2 == 1) store_results(i / 2, scale);
     }
-    if constexpr (kStore) {
-      float scale[2];
-      finish_rows(scale);
-      store_results(0, scale);
-      wgmma_wait<6>(), release(memory, 0, 2);
-      store_results(1, scale);
-      wgmma_wait<4>(), release(memory, 2, 4);
-      store_results(2, scale);
-      wgmma_wait<2>(), release(memory, 4, 6);
-      store_results(3, scale);
-      wgmma_wait<1>(), release(memory, 6, 7);
-    }
+    wgmma_wait<0>();
+    release(memory, kSteps - 1, kSteps);
   }
 
-  /// The same of a warpgroup whose keys nobody sees. It takes part in one step nevertheless: ptxas serialises
-  /// all products where one branch has sums under way and the other has not.
-  __device__ void idle_steps(std::uint32_t parity, bool new_queries) {
+  /// The same of a warpgroup whose keys nobody sees.
+  __device__ void idle_steps(std::uint32_t parity) {
     const std::uint32_t memory = base();
-    const bool stores = complete.first_row >= 0;
-    float scale[2] = {};
-    if (stores) finish_rows(scale);
+    if (complete.first_row >= 0) store_complete();
 #pragma unroll
-    for (int i = 0; i < kSteps - 1; ++i) {
+    for (int i = 0; i < kSteps; ++i) {
       wait_stage(memory, i, parity);
       named_sync(4, 128);  // a warp that comes late would wait for the stage's next turn
       release(memory, i, i + 1);
-      if (stores && i % 2 == 1) store_results(i / 2, scale);
     }
-    if (stores) store_results(3, scale);
-    complete.first_row = -1;
-    if (new_queries) wait(memory + offsetof(Shared, q_full) + (kSteps - 1) * 8, q_phase);
-    score_step(memory, kSteps - 1, parity);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) s[i] = -INFINITY;
   }
+
   __device__ void scores(std::uint32_t parity, bool new_queries, bool idle) {
     if (idle) {
-      idle_steps(parity, new_queries);
+      idle_steps(parity);
     } else if (complete.first_row >= 0) {
       score_steps<true>(parity, new_queries);
-      complete.first_row = -1;
     } else {
       score_steps<false>(parity, new_queries);
     }
-  }
-
-  /// The last values of an item, of `steps` stages.
-  __device__ void last_values(const Item& item, std::uint32_t parity) {
-    const std::uint32_t memory = base(), p = probabilities(turn);
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      if (i < item.last_steps) {
-        value_step(memory, p, i, parity, item.count > 1 || i > 0);
-      } else {
-        wait_stage(memory, i, parity);
-      }
-    }
+    complete.first_row = -1;
+    if (new_queries) q_phase ^= 1;
+    pin(s);
+    pin(o);
   }
 
   /// Both warpgroups' sums of the two rows meet at the next barriers.
@@ -293,7 +249,7 @@ struct Consumer {
   }
 
   /// What the sums of the complete item's rows are to be multiplied with. Then both warpgroups have read the
-  /// last probabilities, whose place the results leave through.
+  /// probabilities before the last, whose place the results leave through.
   __device__ void finish_rows(float (&scale)[2]) {
     named_sync(2, 256);
 #pragma unroll
@@ -305,95 +261,149 @@ struct Consumer {
         z.lse[z.lse_at(at)] = (complete.top[r] + log2f(total)) * 0.6931471805599453f;
     }
   }
-  /// 64 columns of them, by way of this warpgroup's half of the probabilities: TMA takes them from there
-  /// while products go on.
+  /// 64 columns of them, by way of the place of the next probabilities, of which the warp has 2 KiB: TMA
+  /// takes them from there beside products.
   __device__ void store_results(int block, const float (&scale)[2]) {
-    const std::uint32_t box = probabilities(complete.turn) + group * kBox;
-    if (block > 0) {
-      if (thread == 0) bulk_wait_read<0>();
-      named_sync(5 + group, 128);
-    }
-    store_panel(box + thread / 32 * (kBox / 4), o, block, scale);
+    const std::uint32_t panel = probabilities(turn ^ 1) + warp_panel();
+    results_leave();
+    store_panel(panel, o, block, scale);
     fence_async_shared();
-    named_sync(5 + group, 128);
-    if (thread == 0) {
-      tma_store(out, Box(group * 256 + block * 64, complete.first_row), box);
+    __syncwarp();
+    if (thread % 32 == 0) {
+      tma_store(out, Box(group * 256 + block * 64, complete.first_row + thread / 32 * 16), panel);
       bulk_commit();
     }
   }
-
-  /// All tiles of an item but its last values; the first tile's probabilities are there.
-  __device__ void tiles(const Item& item) {
-    for (int tile = 0; tile + 1 < item.count; ++tile) {
-      finish_values(tile > 0);
-      scores(1, false, group == 1 && item.half(tile + 1));
-      const std::uint32_t memory = base(), p = probabilities(turn);
+  /// Waits until results have left that place.
+  __device__ void results_leave() {
+    if (thread % 32 == 0) bulk_wait_read<0>();
+    __syncwarp();
+  }
+  __device__ void store_complete() {
+    float scale[2];
+    finish_rows(scale);
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        value_step(memory, p, i, 0, tile > 0 || i > 0);
-        if (i == 1) {
-          // The scores are complete; the last values need the place of their last stage.
-          wgmma_wait<2>();
-          release(memory, kSteps - 1, kSteps);
-        }
-      }
-      pin(s);
-      if (tile + 2 == item.count) release_queries();
-      turn ^= 1;
-      hide(item, tile + 1);
-      softmax_most<false>();
-      wgmma_wait<4>(), release(base(), 0, 4);
-      softmax_exp();
-      wgmma_wait<2>(), release(base(), 4, 6);
-    }
-    finish_values(item.count > 1);
+    for (int block = 0; block < 4; ++block) store_results(block, scale);
   }
 
+  /// Values of a tile: how many steps have keys, and whether the output begins anew.
+  struct Values {
+    int steps;
+    bool fresh;
+  };
+  /// Queues two steps, of 16 keys each, or two empty groups where there are no keys any more. (Products in
+  /// one group or a step more or less in a branch of its own: ptxas serialises all of them.)
+  __device__ void value_steps(int i, const Values& tile, std::uint32_t parity) {
+    const std::uint32_t memory = base(), p = probabilities(turn);
+    const std::uint32_t stage = wait_stage(memory, i, parity);
+    wait_stage(memory, i + 1, parity);
+    const std::uint64_t a = descriptor(p + i / 4 * kBox, 0) +
+                            static_cast<std::uint64_t>(i % 4) * kDescriptorStep<Major::k>,
+                        b = descriptor(stage + group * kBox, 128 * 16);
+    if (i == 0 || i < tile.steps) {
+      wgmma_fence();
+      Wgmma<256>::run<Major::k, Major::mn>(o, a, b, !tile.fresh || i > 0);
+      wgmma_commit();
+      wgmma_fence();
+      Wgmma<256>::run<Major::k, Major::mn>(o, a + kDescriptorStep<Major::k>, b + kStage / 16, true);
+      wgmma_commit();
+    } else {
+      wgmma_commit();
+      wgmma_commit();
+    }
+  }
+  /// Gives back the two stages before.
+  __device__ void release_values(int i) {
+    wgmma_wait<2>();
+    release(base(), i - 2, i);
+  }
+
+  /// A tile's values. Between their steps the softmax of the next tile's scores, in parts that take no longer
+  /// than what is queued.
+  __device__ void values(const Values& tile, const Item& next, int next_tile) {
+    value_steps(0, tile, 0);
+    hide(next, next_tile);
+    put_most();
+    value_steps(2, tile, 0);
+    release_values(2);
+    common_most(next_tile == 0);
+    results_leave();
+    value_steps(4, tile, 0);
+    release_values(4);
+    exponentials(0);
+    value_steps(6, tile, 0);
+    release_values(6);
+    exponentials(1);
+    hand_over();
+    wgmma_wait<0>();
+    release(base(), 6, 8);
+    pin(o);
+  }
+
+  /// The first tile's scores and softmax.
+  __device__ void begin(const Item& item) {
+    look_up_rows(item);
+    scores(0, true, group == 1 && item.half(0));
+    hide(item, 0);
+    put_most();
+    common_most(true);
+    exponentials(0);
+    exponentials(1);
+    hand_over();
+  }
+
+  /// The last item's last values, and its results.
+  __device__ void end(const Values& tile, const Complete& last) {
+    if (complete.first_row >= 0) store_complete();
+    rescale_output();
+#pragma unroll
+    for (int i = 0; i < kSteps; i += 2) value_steps(i, tile, 1);
+    wgmma_wait<0>();
+    pin(o);
+    complete = last;
+    store_complete();
+    results_leave();
+  }
+
+  /// In every turn the scores of the next tile, which may be the next item's first, and the values of this
+  /// one.
   __device__ void run() {
     Item item = next_item();
     if (item.first_row < 0) return;
-    look_up_rows(item);
-    scores(0, true, group == 1 && item.half(0));
-    wgmma_wait<0>();
-    pin(s);
-    release(base(), kSteps - 1, kSteps);
-    if (item.count == 1) release_queries();
-    hide(item, 0);
-    softmax_most<true>();
-    softmax_exp();
-    for (;;) {
-      tiles(item);
-      put_sums();
-      const Complete done{item.first_row, at.slot, turn, {top[0], top[1]}};
-      const Item next = next_item();
-      const bool last = next.first_row < 0;
+    begin(item);
+    for (int tile = 0;;) {
+      const bool last = tile + 1 == item.count;
+      const Values now{last ? item.last_steps : kSteps, tile == 0};
+      Complete done{-1, at.slot, {top[0], top[1]}};
+      Item next = item;
       if (last) {
-        if (complete.first_row >= 0) store_complete();
-        last_values(item, 1);
-      } else {
+        put_sums();
+        done.first_row = item.first_row;
+        next = next_item();
+        if (next.first_row < 0) return end(now, done);
         look_up_rows(next);
-        scores(1, true, group == 1 && next.half(0));
-        wgmma_wait<0>();
-        pin(s);
-        release(base(), kSteps - 1, kSteps);
-        if (next.count == 1) release_queries();
-        last_values(item, 0);
-        turn ^= 1;
-        hide(next, 0);
-        softmax_most<true>();
-        softmax_exp();
       }
-      wgmma_wait<0>();
-      pin(o);
+      tile = last ? 0 : tile + 1;
+      scores(1, last, group == 1 && next.half(tile));
+      rescale_output();
       complete = done;
-      if (last) break;
-      release(base(), 0, kSteps);
+      values(now, next, tile);
       item = next;
     }
-    store_complete();
-    if (thread == 0) bulk_wait_read<0>();
   }
 };
+
+/// Before a kernel's first access to global memory: lets the next kernel come, waits for the one before.
+__device__ void follow_previous() {
+  launch_dependents();
+  wait_for_previous();
+}
+
+/// Sets the counter of items to 0. A kernel, which the next one's blocks can follow without a gap.
+__global__ void reset_kernel(int* counter) {
+  follow_previous();
+  *counter = 0;
+}
 
 __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
@@ -402,6 +412,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
   extern __shared__ std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) shared.init();
+  follow_previous();
   cluster_arrive();
   cluster_wait();
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
@@ -439,16 +450,16 @@ void attention512_forward(Stream& stream, const Attention& op) {
   const std::int64_t tokens = op.q.size(0), heads = op.q.size(1);
   const CUtensorMap q = make_tensor_map(op.q.reshape({tokens * heads, kDim}), kRows, 64),
                     k = make_tensor_map(op.k.reshape({tokens, kDim}), 64, 64), v = value_map(op.v),
-                    out = make_tensor_map(op.out.reshape({tokens * heads, kDim}), kRows, 64);
+                    out = make_tensor_map(op.out.reshape({tokens * heads, kDim}), kRows / 4, 64);
   static const cudaError_t allowed =
       cudaFuncSetAttribute(forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   cuda_ok(allowed, "shared memory of attention512");
   const Problem z{rows_of(tokens, heads), ptr<std::int32_t>(op.lo), ptr<std::int32_t>(op.hi),
                   ptr<float>(op.lse), static_cast<int*>(op.scratch.data())};
-  cuda_ok(cudaMemsetAsync(z.counter, 0, sizeof(int), cuda_stream(stream)), "Attention");
+  launch_dependent("Attention", reset_kernel, 1, 1, 0, cuda_stream(stream), z.counter);
   const auto clusters = std::min<std::int64_t>(ceil_div(tokens * heads, kCtas * kRows), processors() / kCtas);
-  forward_kernel<<<static_cast<unsigned>(clusters * kCtas), kThreads, kSharedBytes, cuda_stream(stream)>>>(
-      q, k, v, out, z);
+  launch_dependent("Attention", forward_kernel, static_cast<unsigned>(clusters * kCtas), kThreads,
+                   kSharedBytes, cuda_stream(stream), q, k, v, out, z);
   launched("Attention");
 }
 

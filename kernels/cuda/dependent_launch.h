@@ -7,7 +7,8 @@
 namespace lapidary {
 
 /// Starts a kernel whose blocks come as soon as all of the kernel before have called launch_dependents or
-/// ended. Before it reads or overwrites what that one uses it calls wait_for_previous (kernels/cuda/hopper.cuh).
+/// ended. Before it reads or overwrites what that one uses it calls wait_for_previous
+/// (kernels/cuda/hopper.cuh).
 template <class... Parameters, class... Arguments>
 void launch_dependent(const char* op, void (*kernel)(Parameters...), dim3 blocks, int threads,
                       std::size_t shared, cudaStream_t stream, const Arguments&... arguments) {

@@ -394,14 +394,19 @@ __device__ inline void store_matrices(std::uint32_t address, const std::uint32_t
                : "memory");
 }
 
+/// Stores 16 columns, from 16 `part` on, of a warp's 16 rows of 64 bf16 as store_panel does.
+__device__ inline void store_panel_part(std::uint32_t panel, std::uint32_t part,
+                                        const std::uint32_t (&word)[4]) {
+  const std::uint32_t lane = threadIdx.x % 32;
+  store_matrices(panel + swizzle128(lane % 16 * 128 + part * 32 + lane / 16 * 16), word);
+}
+
 /// Stores a warp's 16 rows of 64 bf16 as 128-byte swizzled rows: 2 KiB from a multiple of 1024 on. The words
 /// are in the order of wgmma's sums: of every eight columns two of the thread's upper row, two of its lower.
 __device__ inline void store_panel(std::uint32_t panel, const std::uint32_t (&word)[16]) {
-  const std::uint32_t lane = threadIdx.x % 32;
 #pragma unroll
   for (std::uint32_t i = 0; i < 4; ++i)
-    store_matrices(panel + swizzle128(lane % 16 * 128 + i * 32 + lane / 16 * 16),
-                   {word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]});
+    store_panel_part(panel, i, {word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]});
 }
 
 /// The same of 64 columns, from 64 `block` on, of wgmma's sums times a factor for each of the two rows.

@@ -58,7 +58,7 @@ TEST(AttentionTiles, AreThoseOfAGridWhereDocumentsBeginOnIt) {
     EXPECT_EQ(tiles.forward, counted(sliding, 64, 64)) << length;
     EXPECT_EQ(tiles.backward, counted(sliding, 64, 64)) << length;
     const Intervals full = documents(1024, length, 192, true);
-    EXPECT_EQ(full_tiles(full).forward, (counted(full, 8, 64) + counted(full, 8, 16)) / 2) << length;
+    EXPECT_EQ(full_tiles(full).forward, (counted(full, 8, 64) + counted(full, 8, 32)) / 2) << length;
     EXPECT_EQ(full_tiles(full).backward, (3 * counted(full, 16, 64) + 2 * counted(full, 4, 64)) / 5)
         << length;
   }
