@@ -128,8 +128,7 @@ struct LastBlocks {
   /// The block in a place of the order of `blocks`.
   __device__ int block(int place, int blocks) const {
     if (place >= blocks - count) return order[place - (blocks - count)];
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) place += i < count && ascending[i] <= place ? 1 : 0;
+    for (int i = 0; i < count; ++i) place += ascending[i] <= place ? 1 : 0;
     return place;
   }
 };
