@@ -78,6 +78,7 @@ void print_packing(const DataSet& set, std::int64_t sequence_length, std::ostrea
 void inspect_data_set(const std::filesystem::path& directory, std::int64_t sequence_length,
                       std::ostream& out) {
   const DataSet set(directory);
+  set.check_sizes();
   out << fmt::format("data set    {} ({} {})\n", directory.string(), kDataSetFormatName, kDataFormatVersion);
   print_counts(set.manifest(), out);
   if (set.documents() > 0) {

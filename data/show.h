@@ -13,7 +13,7 @@
 namespace lapidary {
 
 /// Counts, lengths of the documents, how full rows of `sequence_length` tokens get, and ingestion's notes.
-/// Reads manifest and index only. Error where they are damaged.
+/// Reads manifest and index only. Error where they are damaged, or a shard is missing or truncated.
 void inspect_data_set(const std::filesystem::path& directory, std::int64_t sequence_length,
                       std::ostream& out);
 

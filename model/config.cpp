@@ -161,8 +161,6 @@ std::vector<LayerConfig> read_layers(const Section& text) {
 
 /// Features that other members of the family have and this implementation does not compute.
 void refuse_other_models(const Section& top, const Section& text) {
-  const std::string type = top.text_or("model_type", "gemma4_unified");
-  require(type == "gemma4_unified", "{}: model_type is {}, expected gemma4_unified", top.file(), type);
   const auto must_be_zero = [&](const char* key) { text.integer_or(key, 0, 0, 0); };
   must_be_zero("hidden_size_per_layer_input");
   must_be_zero("num_kv_shared_layers");
@@ -250,6 +248,8 @@ ModelConfig read_model_config(const std::string& path) {
 ModelConfig parse_model_config(std::string_view text_of_file, const std::string& path) {
   const Json json = parse_json(text_of_file, path);
   const Section top(json, path, "");
+  const std::string type = top.text_or("model_type", "gemma4_unified");
+  require(type == "gemma4_unified", "{}: model_type is {}, expected gemma4_unified", path, type);
   const Section text = top.section("text_config");
   refuse_other_models(top, text);
 

@@ -40,6 +40,16 @@ void ConfigProblems::raise() const {
   throw Error(message);
 }
 
+void append_quoted(std::string& text, char c) {
+  const auto byte = static_cast<unsigned char>(c);
+  if (byte < 0x20 || byte == 0x7F) {
+    text += fmt::format("\\x{:02x}", byte);
+  } else {
+    if (c == '"' || c == '\\') text += '\\';
+    text += c;
+  }
+}
+
 std::string quote_found(const std::string& text) {
   std::string quoted;
   std::size_t taken = 0;
@@ -48,12 +58,7 @@ std::string quote_found(const std::string& text) {
     // Never cut inside a UTF-8 sequence.
     if (taken >= kMostQuoted && (byte & 0xC0u) != 0x80u) return fmt::format("\"{}...\"", quoted);
     ++taken;
-    if (byte < 0x20 || byte == 0x7F) {
-      quoted += fmt::format("\\x{:02x}", byte);
-    } else {
-      if (c == '"' || c == '\\') quoted += '\\';
-      quoted += c;
-    }
+    append_quoted(quoted, c);
   }
   return fmt::format("\"{}\"", quoted);
 }

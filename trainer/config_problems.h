@@ -36,6 +36,9 @@ class ConfigProblems {
   std::vector<Problem> problems_;
 };
 
+/// The character as it stands between double quotes, in messages and in YAML.
+void append_quoted(std::string& text, char c);
+
 /// What a user wrote, for a message: control characters escaped, cut where it gets long.
 std::string quote_found(const std::string& text);
 

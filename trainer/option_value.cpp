@@ -224,15 +224,7 @@ std::string write_text(const std::string& text) {
   const bool plain = !text.empty() && text[0] != '-' && std::all_of(text.begin(), text.end(), harmless);
   if (plain && text != "null" && text != "Null" && text != "NULL") return text;
   std::string quoted = "\"";
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7F) {
-      quoted += fmt::format("\\x{:02x}", byte);
-    } else {
-      if (c == '"' || c == '\\') quoted += '\\';
-      quoted += c;
-    }
-  }
+  for (const char c : text) append_quoted(quoted, c);
   return quoted + '"';
 }
 

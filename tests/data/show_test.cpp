@@ -106,6 +106,10 @@ TEST(InspectDataSet, prints_counts_lengths_and_packing) {
   EXPECT_NE(shorter.str().find("2 documents with images or sounds are longer than a row"), std::string::npos);
   write_data_set(temporary / "empty", {});
   inspect_data_set(temporary / "empty", 100, out);
+  const auto shard = temporary / "data/shard-00000.h5";
+  std::filesystem::resize_file(shard, std::filesystem::file_size(shard) - 1);
+  EXPECT_NE(error_of([&] { inspect_data_set(temporary / "data", 1000, out); }).find("truncated or replaced"),
+            std::string::npos);
 }
 
 TEST(MeasureLoader, reads_until_the_time_or_the_data_ends) {

@@ -116,6 +116,9 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
   };
   EXPECT_NE(with(nullptr, "model_type", "gemma3").find("model_type is gemma3, expected gemma4_unified"),
             std::string::npos);
+  EXPECT_NE(
+      refusal({{"model_type", "llama"}, {"vocab_size", 32000}}).find("model_type is llama"),  // no sections
+      std::string::npos);
   EXPECT_NE(with("text_config", "num_kv_shared_layers", 4).find("num_kv_shared_layers is 4"),
             std::string::npos);
   EXPECT_NE(with("text_config", "hidden_size", "wide")
