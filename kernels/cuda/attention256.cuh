@@ -85,10 +85,10 @@ struct Queue {
   Barrier full[2], empty[2];
   Work work[2];
 
-  __device__ void init(int readers = kConsumers) {
+  __device__ void init() {
     for (int i = 0; i < 2; ++i) {
       hopper::barrier_init(at(&full[i]), 1);
-      hopper::barrier_init(at(&empty[i]), readers);
+      hopper::barrier_init(at(&empty[i]), kConsumers);
     }
   }
   __device__ void push(Ring<2>& ring, const Work& value) {
@@ -97,19 +97,13 @@ struct Queue {
     hopper::arrive(at(&full[ring.stage]));
     ring.next();
   }
-  /// The next, whose place is not given back yet.
-  __device__ Work front(const Ring<2>& ring) {
-    hopper::wait(at(&full[ring.stage]), ring.parity);
-    return {uniform(work[ring.stage].number), uniform(work[ring.stage].begin), uniform(work[ring.stage].end)};
-  }
   __device__ Work pop(Ring<2>& ring) {
-    const Work value = front(ring);
-    release(ring);
-    return value;
-  }
-  __device__ void release(Ring<2>& ring) {
+    hopper::wait(at(&full[ring.stage]), ring.parity);
+    const Work value = {uniform(work[ring.stage].number), uniform(work[ring.stage].begin),
+                        uniform(work[ring.stage].end)};
     hopper::arrive(at(&empty[ring.stage]));
     ring.next();
+    return value;
   }
 };
 
@@ -134,26 +128,22 @@ struct LastBlocks {
 };
 
 /// What a producer takes from the counter of items, which its first is not from: not before it has loaded all
-/// of the item before, or nearly so, for an item that one block has reserved is one that another can not
-/// begin, and the blocks shall end together.
+/// of the item before, for an item that one block has reserved is one that another can not begin, and the
+/// blocks shall end together.
 template <class Arguments, class Bounds>
 class Feed {
  public:
   __device__ Feed(const Arguments& a, Queue& queue) : a_(a), queue_(queue) {}
-  /// The item that take() gives next, which then need not wait for the counter and the item's bounds.
-  __device__ const Work& look_ahead() {
-    if (!known_) {
-      const int number =
-          begun_ ? static_cast<int>(gridDim.x) + atomicAdd(a_.counter, 1) : static_cast<int>(blockIdx.x);
-      next_ = Bounds::of(a_, number);
-      begun_ = known_ = true;
-    }
-    return next_;
+  /// Asks for the next item, which take() then need not wait for: with the last loads of the item before.
+  __device__ void reserve() {
+    number_ = begun_ ? static_cast<int>(gridDim.x) + atomicAdd(a_.counter, 1) : static_cast<int>(blockIdx.x);
+    begun_ = reserved_ = true;
   }
   /// The next item, also handed to the consumers; a number past the last ends both.
   __device__ Work take() {
-    const Work work = look_ahead();
-    known_ = false;
+    if (!reserved_) reserve();
+    reserved_ = false;
+    const Work work = Bounds::of(a_, number_);
     queue_.push(ring_, work);
     return work;
   }
@@ -162,8 +152,8 @@ class Feed {
   const Arguments& a_;
   Queue& queue_;
   Ring<2> ring_;
-  Work next_{};
-  bool begun_ = false, known_ = false;
+  int number_ = 0;
+  bool begun_ = false, reserved_ = false;
 };
 
 /// Descriptor of a tile whose rows are m (n) of a product: columns are k. Made anew for every product: kept

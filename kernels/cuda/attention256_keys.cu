@@ -20,10 +20,6 @@ struct KeyArguments {
   KeptGradients kept;
   int align;  ///< mask for the first query of a tile
   LastBlocks last;
-  DeltaFlags delta_flags;
-  bool begins;  ///< the first round, which runs beside the preparation
-  int* stored;  ///< by block of keys: key heads whose gradients are kept
-  int* done;    ///< items of which that is so
 };
 
 /// The item that comes in place `number` of the order of work, and the queries that see any of its keys.
@@ -69,7 +65,6 @@ struct KeyShared {
   Barrier k_full, k_empty, v_full, v_empty;
   Barrier q_full[kStages], q_empty[kStages], d_out_full[kStages], d_out_empty[kStages];
   Barrier p_full[kStages][2], p_empty[kStages];  ///< p comes in halves; every thread arrives for its own
-  Barrier stored[2];                             ///< the gradients of an item, of every second
   Queue queue;
 
   __device__ void init() {
@@ -84,15 +79,13 @@ struct KeyShared {
       for (Barrier& b : p_full[i]) hopper::barrier_init(at(&b), kConsumers / 2);
       hopper::barrier_init(at(&p_empty[i]), kConsumers / 2);
     }
-    for (Barrier& b : stored) hopper::barrier_init(at(&b), kWarps);
-    queue.init(kConsumers + 32);
+    queue.init();
     hopper::fence_barrier_init();
   }
 };
 
 __device__ void produce_for_keys(const KeyArguments& a, KeyShared& s) {
   Feed<KeyArguments, QueryBounds> feed(a, s.queue);
-  DeltaReader deltas(a.delta_flags);
   Ring<2> stage;
   Ring<1> kv;
   for (;;) {
@@ -100,10 +93,8 @@ __device__ void produce_for_keys(const KeyArguments& a, KeyShared& s) {
     if (work.number >= a.items) return;
     const KeyItem item(a, work);
     QueryCursor at_query(item);
-    deltas.look();
     for (int step = 0; step < item.steps; ++step, at_query.next(a)) {
       const int query = at_query.query, head = item.kv * a.group + at_query.member;
-      if (at_query.member == 0) deltas.wait_for(query);
       if (step == 0) {
         hopper::wait(at(&s.k_empty), kv.parity ^ 1);
         hopper::arrive_expect(at(&s.k_full), kTileBytes);
@@ -128,25 +119,6 @@ __device__ void produce_for_keys(const KeyArguments& a, KeyShared& s) {
   }
 }
 
-/// A warp that tells those who sum over keys which gradients are kept: the warps that store these would have
-/// to wait for their stores.
-__device__ void tell(const KeyArguments& a, KeyShared& s) {
-  Ring<2> queue, stored;
-  for (;; s.queue.release(queue)) {
-    const Work work = s.queue.front(queue);
-    if (work.number >= a.items) return;
-    const KeyItem item(a, work);
-    if (item.steps > 0) {
-      hopper::wait(at(&s.stored[stored.stage]), stored.parity);
-      stored.next();
-    }
-    if (threadIdx.x % 32 != 0) continue;
-    hopper::fence_gpu();
-    hopper::add_relaxed(a.stored + item.key / kTile, 1);
-    hopper::add_relaxed(a.done, 1);
-  }
-}
-
 /// Queries that see the thread's two keys, and those that see all keys of the tile.
 struct Columns {
   int begin[2], end[2];
@@ -168,11 +140,10 @@ struct Columns {
   }
 };
 
-/// The thread's columns of a row statistic of 64 queries: from memory, beside the product under way. Some are
-/// written while the kernel runs.
+/// The thread's columns of a row statistic of 64 queries: from memory, beside the product under way.
 __device__ inline void load_columns(float2 (&x)[8], const float* statistic, const Place& place) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = *reinterpret_cast<const float2*>(statistic + 8 * i + place.column);
+  for (int i = 0; i < 8; ++i) x[i] = __ldg(reinterpret_cast<const float2*>(statistic + 8 * i + place.column));
 }
 
 /// Scores [keys, queries] of pairs that do not see each other become -infinity.
@@ -295,8 +266,7 @@ struct ValueSide : KeyConsumer {
 /// The warpgroup that makes ds = p (dp - delta) and sums dk = ds^T q.
 struct KeySide : KeyConsumer {
   float2 delta[8];
-  Bf16* tile;     ///< where the gradients of the scores of the step are kept; may be null
-  Ring<2> items;  ///< in `stored`
+  Bf16* tile;  ///< where the gradients of the scores of the step are kept; may be null
 
   __device__ Bf16* result() const { return a.d_k; }
 
@@ -370,8 +340,6 @@ struct KeySide : KeyConsumer {
   /// d_k leaves by way of the item's last q, in stage `last`, which the other side had read before it gave p.
   __device__ __forceinline__ void store(const KeyItem& item, const Ring<2>& last, const float (&d_k)[128]) {
     hopper::named_sync(2, 128);
-    arrive_warp(s.stored[items.stage]);
-    items.next();
     output.store(s.q[last.stage], &s.q_empty[last.stage], a.stored_d_k, item.key, item.kv, d_k, {1.0f, 1.0f});
   }
 };
@@ -413,19 +381,11 @@ __device__ void consume(const KeyArguments& a, KeyShared& s) {
 __global__ void __launch_bounds__(kThreads, 1) key_kernel(const __grid_constant__ KeyArguments a) {
   auto& s = shared_memory<KeyShared>();
   if (threadIdx.x == 0) s.init();
-  if (!a.begins) hopper::wait_for_previous();
-  hopper::launch_dependents();
-  hopper::fence_gpu();  // what the preparation wrote before it let this begin
+  follow_previous();
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
     hopper::registers_dec<kProducerRegisters>();
-    const int warp = uniform(static_cast<int>(threadIdx.x) - kConsumers) / 32;
-    if (threadIdx.x == kConsumers) {
-      produce_for_keys(a, s);
-      hopper::wait_for_previous();  // so that the end of this is the end of what was before
-    } else if (warp == 1) {
-      tell(a, s);
-    }
+    if (threadIdx.x == kConsumers) produce_for_keys(a, s);
   } else {
     hopper::registers_inc<kConsumerRegisters>();
     if (threadIdx.x < kConsumers / 2) {
@@ -453,7 +413,7 @@ LastBlocks last_blocks(const Attention256Backward& call) {
 }  // namespace
 
 void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& buffers, const Round& round,
-                      RoundCounters* counters, cudaStream_t stream) {
+                      int* counter, cudaStream_t stream) {
   const AttentionSizes& z = call.sizes;
   KeyArguments a{};
   a.q = tile_map(call.q, z.tokens, z.heads), a.d_out = tile_map(call.d_out, z.tokens, z.heads);
@@ -463,7 +423,7 @@ void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& b
   a.lse2 = buffers.lse2, a.delta = buffers.delta;
   a.query_begin = buffers.query_begin, a.query_end = buffers.query_end;
   a.d_k = static_cast<Bf16*>(call.d_k), a.d_v = static_cast<Bf16*>(call.d_v);
-  a.counter = &counters->keys, a.done = &counters->keys_done;
+  a.counter = counter;
   a.tokens = static_cast<int>(z.tokens), a.heads = static_cast<int>(z.heads);
   a.kv_heads = static_cast<int>(z.kv_heads), a.group = a.heads / a.kv_heads;
   a.stride = buffers.stride;
@@ -473,8 +433,6 @@ void sum_over_queries(const Attention256Backward& call, const BackwardBuffers& b
   // Kept gradients are found by whole blocks of queries.
   a.align = round.head_tiles > 0 ? ~(kTile - 1) : ~1;
   a.last = last_blocks(call);
-  a.delta_flags = buffers.delta_flags(z), a.begins = round.kv_begin == 0;
-  a.stored = buffers.stored;
   launch_persistent("AttentionBackward", key_kernel, a, a.items, sizeof(KeyShared), stream);
 }
 

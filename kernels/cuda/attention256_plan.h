@@ -21,12 +21,11 @@ constexpr std::size_t kAttention256Scratch = 256;
 /// The backward's scratch, in this order: gradients of the scores (bf16, for as many key heads as fit); per
 /// head and token the log-sum-exp in base 2 and the row sum of out d_out, rows padded so that a tile may read
 /// past the last token; per key the first query that sees it and the first that does not any more; per block
-/// of 64 tokens where its gradients lie, for how many key heads they are there, and how much of the row sums
-/// is; a counter, and three for every key head.
+/// of queries where its gradients lie; two counters that hand out tiles for every key head.
 struct Attention256Scratch {
   std::int64_t stride;                                           ///< tokens per row of the row statistics
   std::size_t gradients, statistic, interval, blocks, counters;  ///< bytes, of one array each
-  std::size_t total() const { return gradients + 2 * statistic + 2 * interval + 3 * blocks + counters; }
+  std::size_t total() const { return gradients + 2 * statistic + 2 * interval + blocks + counters; }
 };
 
 /// At most this much for the gradients. With a window of 1024 the 16 heads of 8,192 tokens take 255 MiB: all
@@ -40,7 +39,7 @@ constexpr Attention256Scratch attention256_backward_scratch(const AttentionSizes
   out.stride = (s.tokens + 63) / 64 * 64 + 64;
   out.statistic = static_cast<std::size_t>(out.stride * s.heads) * sizeof(float);
   out.interval = static_cast<std::size_t>(out.stride) * sizeof(std::int32_t);
-  out.counters = static_cast<std::size_t>((3 * s.kv_heads + 1 + 63) / 64 * 64) * sizeof(int);
+  out.counters = static_cast<std::size_t>((2 * s.kv_heads + 63) / 64 * 64) * sizeof(int);
   const std::int64_t blocks = (s.tokens + 63) / 64;
   out.blocks = static_cast<std::size_t>((blocks + 63) / 64 * 64) * sizeof(std::int32_t);
   // All tiles of 64 x 64 scores, if they are few.

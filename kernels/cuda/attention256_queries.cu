@@ -16,42 +16,6 @@ struct SumArguments {
   int heads;
   Queries queries;  ///< of the round's heads
   Round round;
-  const int *stored_blocks, *done;  ///< `stored` and `done` of the key kernel
-  int key_items;
-};
-
-/// As KeyBounds, but what the key kernel does last, and may not have done yet, comes second.
-struct SumBounds {
-  __device__ static Work of(const SumArguments& a, int place) {
-    const int per_block = a.queries.block_items();
-    const int first = (static_cast<int>(gridDim.x) + per_block - 1) / per_block * per_block;
-    if (2 * first <= a.queries.items && place < 2 * first) place += place < first ? first : -first;
-    return KeyBounds::of(a, place);
-  }
-};
-
-/// What the loading thread knows of the gradients that are kept.
-class StoredGradients {
- public:
-  __device__ explicit StoredGradients(const SumArguments& a) : a_(a) {}
-  /// Waits for those of the blocks of keys [begin, end).
-  __device__ void wait_for(int begin, int end) {
-    if (all_) return;
-    all_ = hopper::load_relaxed(a_.done) == a_.key_items;
-    const int heads = a_.round.kv_begin + a_.round.kv_heads;
-    for (int least = 0; !all_ && least < heads;) {
-      least = heads;
-#pragma unroll 4
-      for (int block = begin; block < end; ++block)
-        least = min(least, hopper::load_relaxed(a_.stored_blocks + block));
-    }
-    hopper::fence_gpu();
-    hopper::fence_async();  // what others wrote before TMA reads it
-  }
-
- private:
-  const SumArguments& a_;
-  bool all_ = false;
 };
 
 /// A tile of score gradients [keys, queries] as store_gradients leaves it.
@@ -79,37 +43,26 @@ struct SumShared {
   }
 };
 
-/// Where the gradients of an item's first head lie, less its first tile.
-__device__ inline int first_gradients(const SumArguments& a, const Work& work) {
-  if (work.number >= a.queries.items) return 0;
-  const QueryItem item(a.queries, work.number);
-  return a.kept.place(item.head, item.token / kTile, 0);
-}
-
 __device__ void produce_sums(const SumArguments& a, SumShared& s) {
-  Feed<SumArguments, SumBounds> feed(a, s.queue);
+  Feed<SumArguments, KeyBounds> feed(a, s.queue);
   Ring<SumShared::kStages> stage;
-  StoredGradients stored(a);
-  int next_gradients = first_gradients(a, feed.look_ahead());
   for (;;) {
     const Work work = feed.take();
     if (work.number >= a.queries.items) return;
     const QueryItem item(a.queries, work.number);
-    const int begin = first_tile(work.begin), end = end_tile(work.begin, work.end),
-              gradients = next_gradients;
-    stored.wait_for(begin, end);
-    for (int t = begin; t < end; ++t) {
+    const int end = end_tile(work.begin, work.end);
+    for (int t = first_tile(work.begin); t < end; ++t) {
+      if (t + 1 == end) feed.reserve();
       const Barrier& full = s.full[stage.stage];
       hopper::wait(at(&s.empty[stage.stage]), stage.parity ^ 1);
       hopper::arrive_expect(at(&full), kTileBytes + 2 * kScoreTileBytes);
       load_tile(s.k[stage.stage], a.k, t * kTile, a.round.kv_begin + item.kv, full);
       for (int i = 0; i < 2; ++i)
         hopper::tma_load(at(&s.gradients[stage.stage][i]), a.gradients,
-                         hopper::Box(0, (gradients + i * a.kept.head_tiles + t) * kTile), at(&full));
+                         hopper::Box(0, a.kept.place(item.head + i, item.token / kTile, t) * kTile),
+                         at(&full));
       stage.next();
-      if (t + 2 == end) next_gradients = first_gradients(a, feed.look_ahead());
     }
-    if (end - begin < 2) next_gradients = first_gradients(a, feed.look_ahead());
   }
 }
 
@@ -209,14 +162,11 @@ struct SumConsumer {
 __global__ void __launch_bounds__(kThreads, 1) sum_kernel(const __grid_constant__ SumArguments a) {
   auto& s = shared_memory<SumShared>();
   if (threadIdx.x == 0) s.init();
-  hopper::launch_dependents();
+  follow_previous();
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
     hopper::registers_dec<kProducerRegisters>();
-    if (threadIdx.x == kConsumers) {
-      produce_sums(a, s);
-      hopper::wait_for_previous();  // so that the end of this is the end of what was before
-    }
+    if (threadIdx.x == kConsumers) produce_sums(a, s);
   } else {
     hopper::registers_inc<kConsumerRegisters>();
     SumConsumer{a, s}.run();
@@ -418,7 +368,7 @@ CUtensorMap gradients_map(const KeptGradients& kept, const Round& round, std::in
 }  // namespace
 
 void sum_over_keys(const Attention256Backward& call, const BackwardBuffers& buffers, const Round& round,
-                   RoundCounters* counters, cudaStream_t stream) {
+                   int* counter, cudaStream_t stream) {
   const AttentionSizes& z = call.sizes;
   SumArguments a{};
   a.k = tile_map(call.k, z.tokens, z.kv_heads);
@@ -427,18 +377,16 @@ void sum_over_keys(const Attention256Backward& call, const BackwardBuffers& buff
   a.gradients = gradients_map(a.kept, round, z.group());
   a.stored = output_map(call.d_q, z.tokens, z.heads);
   a.d_q = static_cast<Bf16*>(call.d_q);
-  a.counter = &counters->queries;
+  a.counter = counter;
   a.heads = static_cast<int>(z.heads);
   a.queries =
       Queries({z.tokens, z.group() * round.kv_heads, round.kv_heads, z.dim}, call.host_lo, call.host_hi);
   a.round = round;
-  a.stored_blocks = buffers.stored, a.done = &counters->keys_done;
-  a.key_items = static_cast<int>((z.tokens + kTile - 1) / kTile) * round.kv_heads;
   launch_persistent("AttentionBackward", sum_kernel, a, a.queries.items, sizeof(SumShared), stream);
 }
 
-void sum_over_keys_again(const Attention256Backward& call, const BackwardBuffers& buffers,
-                         RoundCounters* counters, cudaStream_t stream) {
+void sum_over_keys_again(const Attention256Backward& call, const BackwardBuffers& buffers, int* counter,
+                         cudaStream_t stream) {
   const AttentionSizes& z = call.sizes;
   QueryArguments a{};
   a.q = tile_map(call.q, z.tokens, z.heads), a.d_out = tile_map(call.d_out, z.tokens, z.heads);
@@ -447,7 +395,7 @@ void sum_over_keys_again(const Attention256Backward& call, const BackwardBuffers
   a.lo = call.lo, a.hi = call.hi;
   a.lse2 = buffers.lse2, a.delta = buffers.delta;
   a.d_q = static_cast<Bf16*>(call.d_q);
-  a.counter = &counters->queries;
+  a.counter = counter;
   a.stride = buffers.stride;
   a.queries = Queries(z, call.host_lo, call.host_hi);
   launch_persistent("AttentionBackward", query_kernel, a, a.queries.items, sizeof(QueryShared), stream);

@@ -170,12 +170,6 @@ __device__ inline int load_acquire(const int* p) {
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
   return x;
 }
-/// Only with a fence_gpu behind it [ld.relaxed].
-__device__ inline int load_relaxed(const int* p) {
-  int x;
-  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
-  return x;
-}
 /// What this thread has written, or seen written by its warp, before what it stores or adds after
 /// [fence.acq_rel].
 __device__ inline void fence_gpu() {
