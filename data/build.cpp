@@ -40,6 +40,10 @@ std::string content_of(const Sample& sample) {
     add(message.reasoning);
     add_parts(message.parts);
   }
+  if (sample.form == Sample::Form::tokens) {
+    add(fmt::format("{}", fmt::join(sample.tokens, " ")));
+    add(fmt::format("{}", fmt::join(sample.trained, "")));
+  }
   return content;
 }
 

@@ -206,6 +206,34 @@ void write_conversation(Writer& writer, const Sample& sample, const Conversation
   }
 }
 
+/// What was tokenized elsewhere. Pictures and sounds cannot come so: their contents would be missing.
+Document tokens_document(const Sample& sample, const Tokenizer& tokenizer, const TokenNames& names) {
+  const std::int32_t vocabulary = tokenizer.vocabulary();
+  for (std::size_t i = 0; i < sample.tokens.size(); ++i) {
+    const std::int32_t id = sample.tokens[i];
+    require(id < vocabulary, "{}: token {} has id {}, the tokenizer {} has ids 0 to {}", sample.source, i, id,
+            tokenizer.name(), vocabulary - 1);
+    for (const std::string& name : {names.image, names.audio, names.video})
+      require(tokenizer.special(name) != id,
+              "{}: token {} is {} (id {}): pictures and sounds cannot be given as ids, only in \"messages\", "
+              "\"prompt\" "
+              "or \"text\"",
+              sample.source, i, name, id);
+  }
+  const auto bos = tokenizer.special(names.bos);
+  require(bos == sample.tokens.front(),
+          "{}: token 0 has id {}, expected {} (id {}), with which the model's texts begin", sample.source,
+          sample.tokens.front(), names.bos, bos.value_or(-1));
+  Document document;
+  document.source = sample.source;
+  document.tokens = sample.tokens;
+  document.trained = sample.trained;
+  document.trained.front() = 0;
+  require(std::ranges::find(document.trained, 1) != document.trained.end(),
+          "{}: no token of this sample is trained: \"labels\" is -100 behind token 0", sample.source);
+  return document;
+}
+
 }  // namespace
 
 void set_markup(Markup& markup, const std::string& key, const std::string& value) {
@@ -246,6 +274,7 @@ ConversationRenderer::ConversationRenderer(const Tokenizer& tokenizer, Conversat
 
 Document ConversationRenderer::render(const Sample& sample, const MediaSource& media) const {
   const TokenNames& names = options_.markup.tokens;
+  if (sample.form == Sample::Form::tokens) return tokens_document(sample, tokenizer_, names);
   Writer writer(tokenizer_, sample, media);
   if (sample.form == Sample::Form::conversation) {
     write_conversation(writer, sample, options_);

@@ -49,6 +49,7 @@ struct ConversationOptions {
 ///   consecutive
 ///                 assistant messages forming one turn. Reasoning is written, and trained, in trained turns
 ///                 only: at inference the model does not see what it thought in earlier turns.
+///   tokens        as they are, from <bos> on; trained is what the sample says, whatever TrainOn is
 class ConversationRenderer {
  public:
   ConversationRenderer(const Tokenizer& tokenizer, ConversationOptions options);

@@ -1,6 +1,7 @@
 #include "data/sample.h"
 
 #include <array>
+#include <limits>
 #include <utility>
 
 #include "kernels/check.h"
@@ -20,10 +21,13 @@ class SampleParser {
     require(line.is_object(), "{}: expected a JSON object, found JSON of type {}", source_, line.type_name());
     const bool messages = line.contains("messages"), text = line.contains("text");
     const bool completion = line.contains("prompt") || line.contains("completion");
-    require(
-        messages + text + completion == 1,
-        "{}: expected exactly one of \"messages\", \"prompt\" with \"completion\", and \"text\", found {}",
-        source_, messages + text + completion == 0 ? "none" : "several");
+    const bool tokens = line.contains("input_ids");
+    const int forms = messages + text + completion + tokens;
+    require(forms == 1,
+            "{}: expected exactly one of \"messages\", \"prompt\" with \"completion\", \"text\", and "
+            "\"input_ids\", "
+            "found {}",
+            source_, forms == 0 ? "none" : "several");
     Sample sample;
     sample.source = source_;
     if (messages) {
@@ -36,6 +40,9 @@ class SampleParser {
                 source_, key);
       sample.prompt = parse_content(line["prompt"], "prompt");
       sample.answer = parse_content(line["completion"], "completion");
+    } else if (tokens) {
+      sample.form = Sample::Form::tokens;
+      parse_tokens(line, sample);
     } else {
       sample.form = Sample::Form::text;
       sample.answer = parse_content(line["text"], "text");
@@ -44,6 +51,46 @@ class SampleParser {
   }
 
  private:
+  /// As transformers has it: a label is the token at its own place, to be predicted from those before it.
+  void parse_tokens(const Json& line, Sample& sample) const {
+    constexpr std::int64_t kNotTrained = -100;
+    const std::vector<std::int64_t> ids = parse_numbers(line, "input_ids");
+    require(!ids.empty(), "{}: \"input_ids\" is empty", source_);
+    const auto same_length = [&](const char* key) {
+      std::vector<std::int64_t> numbers = parse_numbers(line, key);
+      require(numbers.size() == ids.size(), "{}: \"input_ids\" has {} numbers, \"{}\" {}", source_,
+              ids.size(), key, numbers.size());
+      return numbers;
+    };
+    const auto labels = line.contains("labels") ? same_length("labels") : ids;
+    const auto mask = line.contains("attention_mask") ? same_length("attention_mask")
+                                                      : std::vector<std::int64_t>(ids.size(), 1);
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      require(ids[i] >= 0 && ids[i] <= std::numeric_limits<std::int32_t>::max(),
+              "{}: \"input_ids\" has {} at token {}, expected an id from 0 on", source_, ids[i], i);
+      require(labels[i] == ids[i] || labels[i] == kNotTrained,
+              "{}: \"labels\" has {} at token {}, expected {} as \"input_ids\", or {}", source_, labels[i], i,
+              ids[i], kNotTrained);
+      require(mask[i] == 1, "{}: \"attention_mask\" has {} at token {}: padding has to be left out", source_,
+              mask[i], i);
+      sample.tokens.push_back(static_cast<std::int32_t>(ids[i]));
+      sample.trained.push_back(labels[i] == kNotTrained ? 0 : 1);
+    }
+  }
+
+  std::vector<std::int64_t> parse_numbers(const Json& line, const char* key) const {
+    const Json& list = line[key];
+    require(list.is_array(), "{}: \"{}\" must be a list of whole numbers, found {}", source_, key,
+            list.type_name());
+    std::vector<std::int64_t> numbers;
+    for (const Json& value : list) {
+      require(value.is_number_integer(), "{}: \"{}\" has {} at token {}, expected a whole number", source_,
+              key, value.is_number() ? value.dump() : value.type_name(), numbers.size());
+      numbers.push_back(value.get<std::int64_t>());
+    }
+    return numbers;
+  }
+
   std::vector<Message> parse_messages(const Json& list) const {
     require(list.is_array(), "{}: \"messages\" must be a list, found {}", source_, list.type_name());
     require(!list.empty(), "{}: \"messages\" is empty", source_);

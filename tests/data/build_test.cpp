@@ -255,6 +255,25 @@ TEST_F(DataBuild, SplitsLongTexts) {
   EXPECT_EQ(texts(folder_ / "out/train"), expected);
 }
 
+TEST_F(DataBuild, TakesTokensAndSplitsThemToo) {
+  // Bytes have ids from 4 on: "abcdefghijklmnopqr", of which the first three are not trained, and <eos>.
+  std::string ids = "2", labels = "-100";
+  for (int i = 0; i < 18; ++i) {
+    ids += fmt::format(", {}", 4 + 'a' + i);
+    labels += i < 3 ? ", -100" : fmt::format(", {}", 4 + 'a' + i);
+  }
+  BuildOptions o = options(fmt::format(
+      "{{\"input_ids\": [{}, 1], \"labels\": [{}, 1]}}\n{{\"input_ids\": [2, 300]}}\n{{\"text\": \"a\"}}\n",
+      ids, labels));
+  o.max_tokens = 16;
+  o.over_long = OverLong::split;
+  o.on_error = OnError::skip;
+  const BuildReport report = build(o);
+  EXPECT_EQ(report.train.bad_samples, 1);
+  EXPECT_EQ(texts(folder_ / "out/train"),
+            (std::vector<std::string>{"<bos>abc[defghijklmno]", "<bos>[pqr<eos>]", "<bos>[a<eos>]"}));
+}
+
 TEST_F(DataBuild, SplitsConversationsBetweenTheirTurns) {
   const auto turn = [](const char* role, const std::string& text) {
     return fmt::format(R"({{"role": "{}", "content": "{}"}})", role, text);

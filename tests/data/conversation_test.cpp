@@ -340,6 +340,29 @@ TEST(Conversation, SamplesWithoutTrainedTokensAndEmptyAnswersAreErrors) {
             "f:1: broken.jpg: not an image");
 }
 
+TEST(Conversation, TokensStayAsTheyAre) {
+  ConversationOptions all;
+  all.train_on = TrainOn::all;
+  const Document d = render(R"({"input_ids": [2, 70, 71, 72, 1], "labels": [2, -100, 71, -100, 1]})", all);
+  EXPECT_EQ(d.tokens, (std::vector<std::int32_t>{2, 70, 71, 72, 1}));
+  EXPECT_EQ(d.trained, (std::vector<std::uint8_t>{0, 0, 1, 0, 1}));  // nothing stands before token 0
+  EXPECT_EQ(d.source, "f:1");
+  EXPECT_EQ(render(R"({"input_ids": [2, 70]})").trained, (std::vector<std::uint8_t>{0, 1}));
+}
+
+TEST(Conversation, TokensThatTheModelCannotHaveAreErrors) {
+  EXPECT_EQ(error_of(R"({"input_ids": [2, 4096]})"),
+            "f:1: token 1 has id 4096, the tokenizer bytes has ids 0 to 287");
+  EXPECT_EQ(error_of(R"({"input_ids": [70, 71]})"),
+            "f:1: token 0 has id 70, expected <bos> (id 2), with which the model's texts begin");
+  EXPECT_EQ(
+      error_of(R"({"input_ids": [2, 264, 265, 266, 1]})"),
+      "f:1: token 2 is <|image|> (id 265): pictures and sounds cannot be given as ids, only in \"messages\", "
+      "\"prompt\" or \"text\"");
+  EXPECT_EQ(error_of(R"({"input_ids": [2, 70], "labels": [2, -100]})"),
+            "f:1: no token of this sample is trained: \"labels\" is -100 behind token 0");
+}
+
 TEST(Conversation, AnImageWithoutCaptionTeachesTheEnd) {
   const Document d = render(R"({"text": [{"type":"image","image":"a.jpg"}]})");
   EXPECT_EQ(count(d.trained), 1);

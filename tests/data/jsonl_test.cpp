@@ -71,7 +71,7 @@ TEST_F(Jsonl, RefusesLongLinesMissingFilesAndDirectories) {
   EXPECT_THROW(LineReader(std::filesystem::temp_directory_path().string()), Error);
 }
 
-TEST(Sample, ReadsTheThreeForms) {
+TEST(Sample, ReadsTheFourForms) {
   const Sample text = parse_sample(R"({"text": "hello", "id": 7})", "f:1");
   EXPECT_EQ(text.form, Sample::Form::text);
   EXPECT_EQ(text.answer.at(0).value, "hello");
@@ -101,6 +101,13 @@ TEST(Sample, ReadsTheThreeForms) {
   EXPECT_EQ(chat.messages[2].reasoning, "Hm.");
   EXPECT_TRUE(chat.messages[2].parts.empty());
   EXPECT_EQ(chat.messages[3].parts[0].value, "Yes.");
+
+  const Sample tokens = parse_sample(
+      R"({"input_ids": [2, 7, 9], "labels": [-100, -100, 9], "attention_mask": [1, 1, 1]})", "f:4");
+  EXPECT_EQ(tokens.form, Sample::Form::tokens);
+  EXPECT_EQ(tokens.tokens, (std::vector<std::int32_t>{2, 7, 9}));
+  EXPECT_EQ(tokens.trained, (std::vector<std::uint8_t>{0, 0, 1}));
+  EXPECT_EQ(parse_sample(R"({"input_ids": [2, 7]})", "f:5").trained, (std::vector<std::uint8_t>{1, 1}));
 }
 
 TEST(Sample, NamesThePlaceAndTheMistake) {
@@ -129,6 +136,18 @@ TEST(Sample, NamesThePlaceAndTheMistake) {
        "type \"smell\", expected text, image, audio or video"},
       {R"({"text": [{"type": "image"}]})", "type \"image\" but no key \"image\""},
       {R"({"text": [{"type": "image", "image": ""}]})", "names no file"},
+      {R"({"input_ids": [2], "text": "a"})", "found several"},
+      {R"({"input_ids": 7})", "\"input_ids\" must be a list of whole numbers, found number"},
+      {R"({"input_ids": []})", "\"input_ids\" is empty"},
+      {R"({"input_ids": [2, 1.5]})", "\"input_ids\" has 1.5 at token 1, expected a whole number"},
+      {R"({"input_ids": [2, "7"]})", "\"input_ids\" has string at token 1, expected a whole number"},
+      {R"({"input_ids": [2, -1]})", "\"input_ids\" has -1 at token 1, expected an id from 0 on"},
+      {R"({"input_ids": [2, 4294967296]})", "\"input_ids\" has 4294967296 at token 1"},
+      {R"({"input_ids": [2, 7], "labels": [-100]})", "\"input_ids\" has 2 numbers, \"labels\" 1"},
+      {R"({"input_ids": [2, 7, 9], "labels": [-100, 9, -100]})",
+       "\"labels\" has 9 at token 1, expected 7 as \"input_ids\", or -100"},
+      {R"({"input_ids": [2, 0], "attention_mask": [1, 0]})",
+       "\"attention_mask\" has 0 at token 1: padding has to be left out"},
       {R"({"text": [7]})", "a part of text must be a string or an object with \"type\""},
   };
   for (const auto& c : cases) {
