@@ -117,7 +117,7 @@ TEST(DataSet, an_empty_data_set_can_be_opened) {
 
 TEST(DataSet, something_else_is_refused) {
   const TemporaryDirectory temporary;
-  EXPECT_NE(error_of([&] { DataSet(temporary / "absent"); }).find("no such directory"), std::string::npos);
+  EXPECT_NE(error_of([&] { DataSet(temporary / "absent"); }).find("no such folder"), std::string::npos);
   std::filesystem::create_directory(temporary / "empty");
   EXPECT_NE(error_of([&] { DataSet(temporary / "empty"); }).find("holds no manifest.json"),
             std::string::npos);
