@@ -14,12 +14,14 @@
 #include "kernels/cuda/attention256.h"
 #include "kernels/cuda/attention256_plan.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/dependent_launch.h"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/processors.h"
 #include "kernels/cuda/tensor_map.h"
 
 namespace lapidary::attention256 {
 
+using hopper::follow_previous;
 using Bf16 = __nv_bfloat16;
 
 constexpr int kDim = 256;
@@ -394,36 +396,14 @@ struct Rows {
 CUtensorMap tile_map(const void* x, std::int64_t tokens, std::int64_t heads);
 CUtensorMap output_map(void* x, std::int64_t tokens, std::int64_t heads);
 
-/// Before a kernel's first access to global memory: lets the next kernel take processors that become free,
-/// and waits for the kernel before.
-__device__ inline void follow_previous() {
-  hopper::launch_dependents();
-  hopper::wait_for_previous();
-}
-
-/// Starts a kernel that begins with follow_previous.
-template <class Arguments>
-void launch_following(const char* op, void (*kernel)(Arguments), const Arguments& arguments, int blocks,
-                      int threads, std::size_t shared, cudaStream_t stream) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = 1;
-  cuda_ok(cudaLaunchKernelEx(&config, kernel, arguments), op);
-}
-
-/// The same of one that runs one block per SM, or per item where there are fewer.
+/// Starts a kernel that begins with follow_previous: one block per SM, or per item where there are fewer.
 template <class Arguments>
 void launch_persistent(const char* op, void (*kernel)(Arguments), const Arguments& arguments, int items,
                        std::size_t shared, cudaStream_t stream) {
   cuda_ok(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
           op);
-  launch_following(op, kernel, arguments, std::min(items, processors()), kThreads, shared, stream);
+  launch_dependent(op, kernel, static_cast<unsigned>(std::min(items, processors())), kThreads, shared, stream,
+                   arguments);
 }
 
 }  // namespace lapidary::attention256

@@ -154,8 +154,8 @@ void prepare(const Attention256Backward& call, const BackwardBuffers& buffers, c
   a.stride = buffers.stride;
   a.counter_count = static_cast<int>(2 * call.sizes.kv_heads);
   const std::int64_t threads = static_cast<std::int64_t>(a.stride) * a.heads * 32;
-  launch_following("AttentionBackward", prepare_kernel, a, static_cast<int>(1 + threads / kPrepareThreads),
-                   kPrepareThreads, 0, stream);
+  launch_dependent("AttentionBackward", prepare_kernel, static_cast<unsigned>(1 + threads / kPrepareThreads),
+                   kPrepareThreads, 0, stream, a);
 }
 
 /// The tiles of score gradients of one query head; 0 where the host does not know.

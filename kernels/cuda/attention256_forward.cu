@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "kernels/cuda/attention256_forward.cuh"
+#include "kernels/cuda/work_counter.h"
 
 namespace lapidary {
 
@@ -255,12 +256,6 @@ struct ForwardConsumer {
   }
 };
 
-/// Sets the counter of items to 0: a kernel, which the next one's blocks can follow without a gap.
-__global__ void reset_kernel(int* counter) {
-  follow_previous();
-  *counter = 0;
-}
-
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_constant__ ForwardArguments a) {
   auto& s = shared_memory<ForwardShared>();
   if (threadIdx.x == 0) s.init();
@@ -359,7 +354,7 @@ void attention256_forward(const Attention256Forward& call, cudaStream_t stream) 
   a.out = static_cast<Bf16*>(call.out), a.lse = call.lse;
   a.counter = static_cast<int*>(call.scratch);
   a.queries = Queries(call.sizes, call.host_lo, call.host_hi, 8, 24);
-  launch_following("Attention", reset_kernel, a.counter, 1, 1, 0, stream);
+  reset_work_counter("Attention", a.counter, stream);
   launch_persistent("Attention", forward_kernel, a, a.queries.items, sizeof(ForwardShared), stream);
 }
 

@@ -14,6 +14,7 @@
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/processors.h"
 #include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/work_counter.h"
 
 namespace lapidary {
 
@@ -393,18 +394,6 @@ struct Consumer {
   }
 };
 
-/// Before a kernel's first access to global memory: lets the next kernel come, waits for the one before.
-__device__ void follow_previous() {
-  launch_dependents();
-  wait_for_previous();
-}
-
-/// Sets the counter of items to 0. A kernel, which the next one's blocks can follow without a gap.
-__global__ void reset_kernel(int* counter) {
-  follow_previous();
-  *counter = 0;
-}
-
 __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
                    const __grid_constant__ CUtensorMap v, const __grid_constant__ CUtensorMap out,
@@ -456,7 +445,7 @@ void attention512_forward(Stream& stream, const Attention& op) {
   cuda_ok(allowed, "shared memory of attention512");
   const Problem z{rows_of(tokens, heads), ptr<std::int32_t>(op.lo), ptr<std::int32_t>(op.hi),
                   ptr<float>(op.lse), static_cast<int*>(op.scratch.data())};
-  launch_dependent("Attention", reset_kernel, 1, 1, 0, cuda_stream(stream), z.counter);
+  reset_work_counter("Attention", z.counter, cuda_stream(stream));
   const auto clusters = std::min<std::int64_t>(ceil_div(tokens * heads, kCtas * kRows), processors() / kCtas);
   launch_dependent("Attention", forward_kernel, static_cast<unsigned>(clusters * kCtas), kThreads,
                    kSharedBytes, cuda_stream(stream), q, k, v, out, z);

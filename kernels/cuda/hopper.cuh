@@ -135,6 +135,12 @@ __device__ inline void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+/// Both, before a kernel's first access to global memory: lets the next one come, waits for the one before.
+__device__ inline void follow_previous() {
+  launch_dependents();
+  wait_for_previous();
+}
+
 // ------------------------------------------------------------------------------------------ clusters
 
 /// Rank of this CTA in its cluster [%cluster_ctarank].
