@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <utility>
 
 #include "data/utf8.h"
@@ -209,16 +210,19 @@ void write_conversation(Writer& writer, const Sample& sample, const Conversation
 /// What was tokenized elsewhere. Pictures and sounds cannot come so: their contents would be missing.
 Document tokens_document(const Sample& sample, const Tokenizer& tokenizer, const TokenNames& names) {
   const std::int32_t vocabulary = tokenizer.vocabulary();
+  const std::array<const std::string*, 3> media = {&names.image, &names.audio, &names.video};
+  std::array<std::optional<std::int32_t>, 3> placeholders;
+  std::ranges::transform(media, placeholders.begin(),
+                         [&](const std::string* name) { return tokenizer.special(*name); });
   for (std::size_t i = 0; i < sample.tokens.size(); ++i) {
     const std::int32_t id = sample.tokens[i];
     require(id < vocabulary, "{}: token {} has id {}, the tokenizer {} has ids 0 to {}", sample.source, i, id,
             tokenizer.name(), vocabulary - 1);
-    for (const std::string& name : {names.image, names.audio, names.video})
-      require(tokenizer.special(name) != id,
+    for (std::size_t m = 0; m < media.size(); ++m)
+      require(placeholders[m] != id,
               "{}: token {} is {} (id {}): pictures and sounds cannot be given as ids, only in \"messages\", "
-              "\"prompt\" "
-              "or \"text\"",
-              sample.source, i, name, id);
+              "\"prompt\" or \"text\"",
+              sample.source, i, *media[m], id);
   }
   const auto bos = tokenizer.special(names.bos);
   require(bos == sample.tokens.front(),
