@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/number_text.h"
+
 namespace lapidary {
 namespace {
 

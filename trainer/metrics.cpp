@@ -162,10 +162,10 @@ void Metrics::checkpoint(std::int64_t step, const std::string& path, double stal
 void Metrics::end(std::int64_t step, const std::string& reason) {
   Json line = event("end", step);
   line["reason"] = reason;
-  line["seconds"] = seconds_since(begun_);
+  const double seconds = seconds_since(begun_);
+  line["seconds"] = seconds;
   line["step_seconds"] = step_seconds_;
   lines_.append(dump(line));
-  const double seconds = line["seconds"];
   console_.note(fmt::format("step {}: {}, {} after the start, {:.1f} % of that in steps", step, reason,
                             format_duration(seconds), 100 * step_seconds_ / seconds));
 }

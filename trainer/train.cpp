@@ -152,8 +152,7 @@ class Trainer {
     if (computed == train.rows_per_step) return;
     console_ << fmt::format(
         "A step takes the time of {} rows for its {} (train.rows_per_step): a multiple of {} would waste "
-        "none "
-        "({}, train.rows_per_rank {})\n",
+        "none ({}, train.rows_per_rank {})\n",
         computed, train.rows_per_step, at_once, counted(run_.world().size(), "rank"), train.rows_per_rank);
   }
 
